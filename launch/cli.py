@@ -1,0 +1,188 @@
+"""The `vitrail` command."""
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from shards.build import build
+from shards.dataset import Dataset, index_dataset, read_dataset, verify_split
+from shards.errors import BadRequest, SourceError, VitrailError
+
+Json = tyro.conf.FlagCreatePairsOff[bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Build shards from images: OUT/<split>/*.tar, the index, and OUT/dataset.json."""
+
+    source: tyro.conf.Positional[str]
+    """Folder of class folders (with train/, val/, test/ above them or not), a zip of one, `digits`, `torchvision:NAME`"""
+    out: tyro.conf.Positional[Path]
+    """Folder to write"""
+    samples_per_shard: int = 1000  # images a tar
+    holdout: float = 0.0  # share of the images to set aside as `val`, for a source with one split
+    processes: int = os.cpu_count() or 1
+
+    def __call__(self) -> int:
+        """Build, and say what came out."""
+        if self.samples_per_shard < 1 or self.processes < 1 or not 0 <= self.holdout < 1:
+            raise BadRequest(["--samples-per-shard and --processes start at 1, --holdout lies in [0, 1)."])
+        try:
+            dataset = build(
+                self.source,
+                self.out,
+                samples_per_shard=self.samples_per_shard,
+                holdout=self.holdout,
+                processes=self.processes,
+            )
+        except SourceError as error:
+            raise BadRequest([str(error)]) from error
+        show(dataset)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeIndex:
+    """Index tars made elsewhere, DIR/<split>/*.tar, as they are."""
+
+    folder: tyro.conf.Positional[Path]
+    processes: int = os.cpu_count() or 1
+
+    def __call__(self) -> int:
+        """Index, and say what is there."""
+        show(index_dataset(self.folder, self.processes))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Check every byte of the shards against the index."""
+
+    folder: tyro.conf.Positional[Path]
+    json: Json = False
+
+    def __call__(self) -> int:
+        """Return 0 if all is well, else 1."""
+        dataset = read_dataset(self.folder)
+        found = [problem for index in dataset.splits.values() for problem in verify_split(index)]
+        samples = sum(len(index) for index in dataset.splits.values())
+        if self.json:
+            print(json.dumps({"samples": samples, "problems": found}))
+        else:
+            print("\n".join(found) or f"{self.folder}: all {samples:,} samples are as the index says.")
+        return 1 if found else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """Count and describe a data set."""
+
+    folder: tyro.conf.Positional[Path]
+    json: Json = False
+
+    def __call__(self) -> int:
+        """Print a table, or JSON for scripts."""
+        dataset = read_dataset(self.folder)
+        if self.json:
+            print((self.folder / "dataset.json").read_text(), end="")
+        else:
+            show(dataset)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOrder:
+    """Print the views of a global batch: virtual rank, slot, sample key, copy."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    data: Path
+    epoch: int = 0
+    step: int = 0  # within the epoch
+    seed: int | None = None  # instead of the recipe's
+    json: Json = False
+
+    def __call__(self) -> int:
+        """Print one line a view, or one JSON list."""
+        from dataclasses import replace
+
+        from launch.recipes import load_recipe
+        from pipeline.batch import order_of
+
+        recipe = load_recipe(self.recipe)
+        recipe = recipe if self.seed is None else replace(recipe, seed=self.seed)
+        index = read_dataset(self.data).splits["train"]
+        order = order_of(recipe, index)
+        if not 0 <= self.step < order.steps_per_epoch or self.epoch < 0:
+            raise BadRequest([f"--step {self.step}: an epoch has the steps 0 to {order.steps_per_epoch - 1} here."])
+        views = []
+        for rank in range(recipe.virtual_ranks):
+            of_rank = order.views(self.epoch * order.steps_per_epoch + self.step, rank)
+            for slot, (sample, copy) in enumerate(zip(of_rank.samples.tolist(), of_rank.copies.tolist(), strict=True)):
+                views.append({"virtual_rank": rank, "slot": slot, "key": index.key(sample), "copy": copy})
+        if self.json:
+            print(json.dumps(views))
+        else:
+            for view in views:
+                print(*view.values(), sep="\t")
+        return 0
+
+
+Shards = (
+    Annotated[Build, tyro.conf.subcommand("build")]
+    | Annotated[MakeIndex, tyro.conf.subcommand("index")]
+    | Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+)
+
+
+@dataclass(frozen=True)
+class ShardsVerb:
+    """Build, index, verify and show shards."""
+
+    verb: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Shards]]
+
+    def __call__(self) -> int:
+        """Do the chosen verb."""
+        return self.verb()
+
+
+Verb = (
+    Annotated[ShardsVerb, tyro.conf.subcommand("shards")] | Annotated[ShowOrder, tyro.conf.subcommand("order")]
+)
+
+
+def show(dataset: Dataset) -> None:
+    """Print a data set as a table."""
+    table = Table(title=f"{dataset.folder}: {len(dataset.classes)} classes")
+    for column in ("split", "samples", "shards", "MB", "smallest class", "largest class"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, index in dataset.splits.items():
+        counts = [int((index.rows["label"] == label).sum()) for label in range(len(dataset.classes))]
+        megabytes = sum(shard.bytes for shard in index.shards) / 1e6
+        row = (f"{len(index):,}", str(len(index.shards)), f"{megabytes:.1f}", str(min(counts)), str(max(counts)))
+        table.add_row(name, *row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Entry point of `vitrail`."""
+    try:
+        code = tyro.cli(Verb, prog="vitrail", description="DeiT-style training of vision transformers.")()
+    except BadRequest as error:
+        code = 2
+        print("\n".join(f"vitrail: {problem}" for problem in error.problems), file=sys.stderr)
+    except (VitrailError, OSError) as error:
+        code = 1
+        print(f"vitrail: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+        print("vitrail: stopped; the same command goes on where it was.", file=sys.stderr)
+    sys.exit(code)

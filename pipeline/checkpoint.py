@@ -1,0 +1,144 @@
+"""Checkpoints: complete, atomic, hashed, without pickle.
+
+A checkpoint is a folder `step-NNNNNNNN` of safetensors files, by parameter name, and `state.json` with the step,
+the recipe, the fingerprint of the data and a hash of every file. It is written under another name and renamed.
+There is no random state and no loader state in it: the step says all (`pipeline/randomness.py`, `order.py`).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shards.errors import CheckpointError
+from shards.files import atomic_write, sync_folder, write_json
+
+FORMAT_VERSION: Final = 1
+
+Tensors = Mapping[str, Tensor]
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds."""
+
+    step: int  # finished steps
+    state: dict[str, Any]  # recipe, fingerprint, wall_seconds, ...
+    tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and ema where there is one
+
+
+def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> Path:
+    """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
+
+    Raises OSError where the disk is full; the checkpoints before it stay whole.
+    """
+    final = root / f"step-{step:08d}"
+    temporary = root / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        for name, group in tensors.items():
+            path = temporary / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        hashes = {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
+        body = {"format_version": FORMAT_VERSION, "step": step, **state, "files": hashes}
+        write_json(temporary / "state.json", {**body, "sha256": json_sha256(body)})
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(root)
+    with atomic_write(root / "latest") as file:
+        file.write(f"{final.name}\n".encode())
+    for old in checkpoints(root)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoint folders under `root`, newest first."""
+    return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def load(path: Path) -> Snapshot:
+    """Return a checkpoint, on the CPU.  Raises CheckpointError if a byte of it is not as it was written."""
+    try:
+        body = json.loads((path / "state.json").read_text())
+        if body.pop("sha256", None) != json_sha256(body):
+            raise CheckpointError(f"{path}/state.json: torn or altered (its hash differs).")
+        if body["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format_version {body['format_version']}, not {FORMAT_VERSION}.")
+        tensors = {}
+        for name, expected in body["files"].items():
+            if file_sha256(path / name) != expected:
+                raise CheckpointError(f"{path / name}: torn or altered (its hash differs).")
+            tensors[name.removesuffix(".safetensors")] = load_file(path / name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    return Snapshot(body["step"], body, tensors)
+
+
+def load_newest(root: Path, say: Callable[[str], None]) -> Snapshot | None:
+    """Return the newest whole checkpoint under `root`, None if there is none; a torn one is passed over aloud.
+
+    Raises CheckpointError if there are checkpoints and none is whole.
+    """
+    found = checkpoints(root)
+    for path in found:
+        try:
+            return load(path)
+        except CheckpointError as error:
+            say(f"{error} Taking the checkpoint before it.")
+    if found:
+        raise CheckpointError(f"{root}: none of the {len(found)} checkpoints is whole. To start anew, remove {root}.")
+    return None
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's state as {slot/parameter name: tensor}, whatever the optimizer."""
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    return {
+        f"{slot}/{names[parameter]}": value
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Tensors) -> None:
+    """Give the optimizer the state that `optimizer_tensors` returned."""
+    parameters = dict(net.named_parameters())
+    for key, value in tensors.items():
+        slot, _, name = key.partition("/")
+        parameter = parameters[name]
+        optimizer.state[parameter][slot] = value.to(parameter.device)
+
+
+def weights_sha256(tensors: Tensors) -> str:
+    """Return the hash of weights: of names, types, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hash of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+    """Return the hash of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

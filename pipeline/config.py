@@ -1,0 +1,262 @@
+"""A recipe: one frozen value that says everything about a run except where it is hosted.
+
+Each field names its unit; its comment is also its help on the command line. All rules that concern more than
+one field are in `problems`, which reports everything that is wrong at once, before anything is built.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any, Final, Literal
+
+from timm import list_models
+
+from shards.dataset import Dataset
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A timm model; fields that are None stay as its name says."""
+
+    name: str  # any model of timm, or of pipeline/models.py
+    img_size: int = 224  # side of the square input, pixels
+    patch_size: int | None = None  # pixels
+    width: int | None = None  # embedding dimension
+    depth: int | None = None  # blocks
+    heads: int | None = None  # attention heads
+    drop_path: float = 0.0  # stochastic depth: rate of the last block, rising linearly from 0
+    pretrained: bool = False  # start from timm's published weights
+    checkpoint: str = ""  # start from these weights: a .safetensors file, ours or timm's
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of the input, channels in [0, 1]
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Data:
+    """What the recipe expects of its data, and how it is ordered and read."""
+
+    classes: int  # classes of the data, outputs of the model
+    images: int  # training images the recipe was written for; a plan without data uses it
+    repeats: int = 1  # repeated augmentation: views of an image in an epoch that shows it
+    epoch: Literal["views", "images"] = "views"  # an epoch is as many views as images (DeiT), or all images
+    window: int = 8192  # samples that are shuffled among each other
+    workers: int | Literal["auto"] = "auto"  # loader processes beside each training process; 0: none
+    max_bad: float = 0.001  # share of the training samples that may be unusable before the run stops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augment:
+    """How a view is made of an image."""
+
+    crop: Literal["resized", "padded", "whole"] = "resized"  # random resized crop, padded crop, or none
+    scale: tuple[float, float] = (0.08, 1.0)  # share of the area that a resized crop takes
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a resized crop
+    pad: int = 4  # pixels around the image for a padded crop
+    flip: float = 0.5  # probability of a mirrored view
+    rand_ops: int = 0  # RandAugment: operations a view; 0: none
+    rand_magnitude: float = 9.0  # of 10
+    rand_std: float = 0.5  # standard deviation of the magnitude
+    rand_prob: float = 0.5  # probability of each operation
+    erase: float = 0.0  # random erasing: probability of one box of noise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mix:
+    """Mixup, CutMix and label smoothing."""
+
+    mixup_alpha: float = 0.0  # Beta parameter; 0: no mixup
+    cutmix_alpha: float = 0.0  # Beta parameter; 0: no cutmix
+    prob: float = 1.0  # probability that a batch is mixed
+    switch_prob: float = 0.5  # probability of CutMix where both are on
+    smoothing: float = 0.0  # label smoothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optim:
+    """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: float  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
+    lr_batch: int = 512  # images; 0: the rate is taken as it is
+    weight_decay: float = 0.05  # not for biases, 1-D parameters, tokens and position embeddings
+    betas: tuple[float, float] = (0.9, 0.999)  # adam and adamw
+    momentum: float = 0.9  # sgd
+    warmup_epochs: float = 5.0
+    warmup_lr: float = 1e-6  # rate of the first step, not scaled
+    min_lr: float = 1e-5  # rate after the last step, not scaled
+    clip: float = 0.0  # largest norm of the gradient; 0: not clipped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ema:
+    """Moving average of the weights, evaluated beside them."""
+
+    decay: float = 0.99996  # a step; 0: no average
+    warmup: bool = True  # decay rises as 1 - step^(-2/3), so a short run has an average of its own end
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Eval:
+    """Evaluation on the split `val`, or `test` where there is no `val`."""
+
+    every_epochs: int = 1  # and always after the last step; 0: only then
+    batch: int = 64  # images in one forward pass, the same on any hosting
+    crop_ratio: float = 0.875  # side of the centre crop over the shorter side of the resized image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """When to save, beside the end of the run."""
+
+    every_steps: int = 0  # 0: never for this reason
+    every_minutes: float = 15.0  # 0: never for this reason
+    keep: int = 2  # the newest so many are kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Log:
+    """What is written while training."""
+
+    every_steps: int = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """A run, but for its hosting."""
+
+    name: str  # of the recipe
+    model: Model
+    data: Data
+    augment: Augment = field(default_factory=Augment)
+    mix: Mix = field(default_factory=Mix)
+    optim: Optim
+    ema: Ema = field(default_factory=Ema)
+    eval: Eval = field(default_factory=Eval)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+    batch: int  # images of one step, over all virtual ranks
+    virtual_ranks: int  # equal parts of the batch with their own order and mixing; processes host them
+    epochs: int
+    seed: int = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 autocast where the processor has it
+    micro_batch: int = 0  # largest number of images in one forward pass; 0: a virtual rank's part
+
+    @property
+    def rank_batch(self) -> int:
+        """Images of one virtual rank in a step."""
+        return self.batch // self.virtual_ranks
+
+    @property
+    def peak_lr(self) -> float:
+        """The rate after warm-up, for this recipe's batch."""
+        return self.optim.lr * (self.batch / self.optim.lr_batch if self.optim.lr_batch else 1)
+
+
+# Fields that say how a run is hosted or watched; all others make it the run that it is.
+HOSTING: Final = frozenset(
+    {"precision", "micro_batch", "data.workers", "data.max_bad", "eval.every_epochs", "model.pretrained"}
+    | {"model.checkpoint", "log.every_steps"}
+    | {f"checkpoint.{item.name}" for item in fields(Checkpoint)}
+)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return {dotted field name: value} of a recipe, or of one read back from JSON."""
+    pairs = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    flat: dict[str, Any] = {}
+    for name, item in pairs.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(item) if isinstance(item, tuple) else item
+    return flat
+
+
+def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that make the run what it is; two runs that differ in none see the same numbers."""
+    return {name: value for name, value in flatten(recipe).items() if name not in HOSTING}
+
+
+def problems(recipe: Recipe, dataset: Dataset | None, processes: int) -> list[str]:
+    """Return everything that is wrong with a request, one sentence each; an empty list if nothing is."""
+    return [*_of_recipe(recipe), *_of_hosting(recipe, processes), *(_of_data(recipe, dataset) if dataset else ())]
+
+
+def _of_recipe(recipe: Recipe) -> Iterator[str]:
+    flat = flatten(recipe)
+    for name in POSITIVE:
+        if not flat[name] > 0:
+            yield f"--{flag(name)} is {flat[name]}; it must be more than 0."
+    for name in NOT_NEGATIVE:
+        if isinstance(flat[name], (int, float)) and flat[name] < 0:
+            yield f"--{flag(name)} is {flat[name]}; it must not be negative."
+    for name in SHARES:
+        if not 0 <= flat[name] <= 1:
+            yield f"--{flag(name)} is {flat[name]}; it must lie between 0 and 1."
+    if recipe.virtual_ranks > 0 and recipe.batch % recipe.virtual_ranks:
+        fitting = [k for k in range(1, recipe.batch + 1) if recipe.batch % k == 0]
+        nearest = min(fitting, key=lambda k: abs(k - recipe.virtual_ranks))
+        yield (
+            f"--batch {recipe.batch} cannot be divided among --virtual-ranks {recipe.virtual_ranks}; "
+            f"the nearest number that divides it is {nearest}."
+        )
+    from pipeline.models import register  # registers our own models with timm, at first use
+
+    register()
+    if recipe.model.name not in (known := list_models()) and recipe.model.name.split(".")[0] not in known:
+        near = difflib.get_close_matches(recipe.model.name, known, n=3)
+        yield f"--model.name {recipe.model.name!r} is not known to timm" + (f"; near: {', '.join(near)}." if near else ".")
+    if recipe.model.patch_size and recipe.model.img_size % recipe.model.patch_size:
+        yield f"--model.img-size {recipe.model.img_size} is not a multiple of --model.patch-size {recipe.model.patch_size}."
+    if recipe.optim.warmup_epochs > recipe.epochs > 0:
+        yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
+
+
+def _of_hosting(recipe: Recipe, processes: int) -> Iterator[str]:
+    if processes > recipe.virtual_ranks > 0:
+        yield (
+            f"{processes} processes cannot host --virtual-ranks {recipe.virtual_ranks}: each needs one at least. "
+            f"Start at most {recipe.virtual_ranks} processes."
+        )
+
+
+def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
+    if len(dataset.classes) != recipe.data.classes:
+        yield (
+            f"{dataset.folder} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
+            f"To train on this data: --data.classes {len(dataset.classes)}"
+        )
+    for name, index in dataset.splits.items():
+        highest = int(index.rows["label"].max())
+        if highest >= len(dataset.classes):
+            yield f"{index.folder}: has label {highest} in split {name}, but dataset.json names {len(dataset.classes)} classes."
+    if "train" not in dataset.splits:
+        yield f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)})."
+    elif len(dataset.splits["train"]) < recipe.batch:
+        yield (
+            f"--batch {recipe.batch} is more than the {len(dataset.splits['train'])} training images in "
+            f"{dataset.folder}; an epoch would have no step."
+        )
+
+
+POSITIVE: Final = (
+    "batch", "virtual_ranks", "epochs", "model.img_size", "data.classes", "data.images", "data.repeats",
+    "data.window", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
+)  # fmt: skip
+NOT_NEGATIVE: Final = (
+    "seed", "micro_batch", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std", "mix.mixup_alpha",
+    "mix.cutmix_alpha", "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr", "optim.clip",
+    "eval.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
+)  # fmt: skip
+SHARES: Final = (
+    "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.erase", "mix.prob",
+    "mix.switch_prob", "mix.smoothing", "ema.decay", "eval.crop_ratio",
+)  # fmt: skip
+
+
+def flag(name: str) -> str:
+    """Return a dotted field name as it is written on the command line."""
+    return name.replace("_", "-")

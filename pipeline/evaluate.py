@@ -1,0 +1,69 @@
+"""Evaluation: every sample of a split once, the same numbers on any hosting."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from pipeline.batch import Bad, EvaluationBatches, load, normalize
+from pipeline.config import Model, Recipe
+from shards.index import Index
+
+
+class Score(NamedTuple):
+    """Of a split: shares of right answers in [0, 1], mean cross-entropy, and how many samples were counted."""
+
+    top1: float
+    top5: float
+    loss: float
+    samples: int
+
+
+def evaluation_loader(recipe: Recipe, index: Index, accelerator: Accelerator, workers: int) -> DataLoader[Any]:
+    """Return the loader of this process's parts of a split: part p goes to process p mod W, none is padded."""
+    batches = EvaluationBatches(recipe, index)
+    parts = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    return load(batches, parts, workers=workers, pin_memory=accelerator.device.type == "cuda")
+
+
+@torch.inference_mode()
+def evaluate(
+    nets: Mapping[str, nn.Module], loader: DataLoader[Any], model: Model, accelerator: Accelerator
+) -> tuple[dict[str, Score], list[Bad]]:
+    """Return the score of each net, all on one reading of the split, and this process's unusable samples.
+
+    The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
+    digit on any number of processes of the same kind.
+    """
+    batches = loader.dataset
+    assert isinstance(batches, EvaluationBatches)
+    sums = torch.zeros(len(nets), len(batches), 4, dtype=torch.float64, device=accelerator.device)
+    training = [net.training for net in nets.values()]
+    bad = []
+    for batch in loader:
+        bad += batch.bad
+        if not len(batch.labels):
+            continue
+        images = normalize(batch.images, model, accelerator.device)
+        labels = torch.from_numpy(batch.labels).to(accelerator.device, non_blocking=True)
+        for number, net in enumerate(nets.values()):
+            net.eval()
+            with accelerator.autocast():
+                logits = net(images).float()
+            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums[number, batch.part] = torch.stack(
+                [best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels), device=accelerator.device)]
+            ).double()
+    for net, was_training in zip(nets.values(), training, strict=True):
+        net.train(was_training)
+    totals = accelerator.reduce(sums, "sum").sum(1).tolist()
+    scores = {}
+    for name, (top1, top5, loss, samples) in zip(nets, totals, strict=True):
+        count = max(samples, 1)
+        scores[name] = Score(top1 / count, top5 / count, loss / count, int(samples))
+    return scores, bad

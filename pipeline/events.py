@@ -1,0 +1,214 @@
+"""What happens beside the arithmetic of a step: telemetry, logging, evaluation, checkpoints, stopping.
+
+All processes decide alike: what one of them knows alone (a signal, its clock, an unusable sample) travels with the
+losses in one small all-reduce a step. Its result is read one step later, when the device has long finished it, so
+that nothing waits; it is read at once where a step is logged, evaluated or saved. Weights that a non-finite loss
+has touched are therefore never saved.
+"""
+
+import math
+import signal
+import time
+from collections import deque
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipeline import checkpoint
+from pipeline.batch import Batch
+from pipeline.evaluate import Score, evaluate
+from pipeline.log import Log
+from pipeline.train import Run
+from shards.errors import TrainingError
+from shards.index import Index
+
+
+class Report(NamedTuple):
+    """What all processes know of a finished step."""
+
+    step: int  # counted from 0
+    losses: list[float]  # [K], mean over each virtual rank's images
+    norm: float  # of the gradient
+
+
+class Evaluation(NamedTuple):
+    """What a run is evaluated on."""
+
+    index: Index
+    loader: DataLoader[Any]
+
+
+class Events:
+    """The events of one session of a run.  `state` is what a checkpoint says beside its tensors."""
+
+    def __init__(self, run: Run, log: Log, evaluation: Evaluation | None, state: dict[str, Any], seconds: float) -> None:
+        self.run = run
+        self.log = log
+        self.evaluation = evaluation
+        self.scores: dict[str, Score] = {}  # of the last evaluation
+        self.stopping = False
+        self._state = state
+        self._checkpoints = log.folder / "checkpoints"
+        self._asked_to_stop = False  # by a signal, to this process
+        self._save_asked = False
+        self._known_bad = 0
+        self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
+        self._report: Report | None = None
+        self._started = time.monotonic() - seconds
+        self._saved_at = self._mark = time.monotonic()
+        self._mark_step, self._mark_wait = run.first_step, 0.0
+        self._training_seconds = 0.0
+
+    def listen(self) -> None:
+        """Take SIGINT, SIGTERM and SIGUSR1 for a request to finish the step, save, and stop."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._asked_to_stop = True  # a second one changes nothing: the checkpoint is on its way
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds that the run took so far, over all its sessions."""
+        return time.monotonic() - self._started
+
+    @property
+    def images_per_second(self) -> float:
+        """Views a second of this session, evaluation and saving left out."""
+        views = (self._mark_step - self.run.first_step) * self.run.recipe.batch
+        return views / self._training_seconds if self._training_seconds else 0.0
+
+    def after_batch(self, batch: Batch, images: Tensor) -> None:
+        """Trace the views, note what could not be used, and show the session's first batch."""
+        self.log.trace(batch, self.run.index)
+        if batch.bad:
+            self._known_bad = self.log.quarantine(batch.bad, self.run.index)
+        if batch.step == self.run.first_step and batch.virtual_rank == self.run.hosted[0]:
+            self.log.pictures(batch.step, images, self.run.recipe.model)
+
+    def after_step(self, step: int, losses: Tensor, norm: Tensor) -> bool:
+        """Do what is due after a step; return True to stop.  The only place for anything "every N steps"."""
+        recipe, done = self.run.recipe, step + 1
+        end = done == self.run.last_step
+        log_due = end or is_due(done, recipe.log.every_steps)
+        eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.order.steps_per_epoch)
+        save_due = end or is_due(done, recipe.checkpoint.every_steps)
+        self._send(step, losses, norm)
+        self._receive(step - 1)
+        if log_due or eval_due or save_due or self.stopping or self._save_asked:
+            self._receive(step)
+        self.log.advance(done)
+        if log_due and self._report:
+            self._log(self._report)
+        paused = time.monotonic()
+        if eval_due and self.evaluation:
+            self.evaluate(done)
+        if save_due or self.stopping or self._save_asked:
+            self.save(done)
+        self._mark += time.monotonic() - paused
+        return self.stopping
+
+    def _send(self, step: int, losses: Tensor, norm: Tensor) -> None:
+        """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""
+        minutes = self.run.recipe.checkpoint.every_minutes
+        save = bool(minutes) and self.log.main and time.monotonic() - self._saved_at > 60 * minutes
+        flags = torch.tensor([self._asked_to_stop, save, self._known_bad], dtype=torch.float32)
+        flags = flags.to(self.run.device, non_blocking=True)
+        known = self.run.accelerator.reduce(torch.cat([losses / self.run.recipe.rank_batch, flags]), "sum")
+        known = torch.cat([known, norm[None]]).to("cpu", non_blocking=True)
+        copied = None
+        if self.run.device.type == "cuda":
+            copied = torch.Event("cuda")
+            copied.record()
+        self._sent.append((step, known, copied))
+
+    def _receive(self, through: int) -> None:
+        """Take in what was sent of the steps up to `through`.  Raises TrainingError where the run cannot go on."""
+        while self._sent and self._sent[0][0] <= through:
+            step, known, copied = self._sent.popleft()
+            if copied:
+                copied.synchronize()
+            *losses, stop, save, bad, norm = known.tolist()
+            self._report = Report(step, losses, norm)
+            self.stopping |= stop > 0
+            self._save_asked |= save > 0
+            self._check_finite(self._report)
+            if bad > self.run.recipe.data.max_bad * len(self.run.index):
+                raise TrainingError(
+                    f"step {step}: {bad:.0f} of {len(self.run.index)} training samples cannot be used, more than "
+                    f"--data.max-bad {self.run.recipe.data.max_bad} allows. They are named in "
+                    f"{self.log.folder / 'quarantine.jsonl'}; mend them, or allow more."
+                )
+
+    def _check_finite(self, report: Report) -> None:
+        guilty = [rank for rank, loss in enumerate(report.losses) if not math.isfinite(loss)]
+        if not guilty and math.isfinite(report.norm):
+            return
+        views = {rank: self.run.order.views(report.step, rank) for rank in guilty or range(len(report.losses))}
+        keys = {rank: [self.run.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
+                for rank, of_rank in views.items()}  # fmt: skip
+        what = "loss" if guilty else "gradient"
+        event = {"event": f"non-finite {what}", "losses": [str(loss) for loss in report.losses], "samples": keys}
+        self.log.record("event", report.step, self._epoch(report.step), event)
+        shown = "; ".join(f"virtual rank {rank}: {', '.join(names)}" for rank, names in keys.items())
+        kept = next(iter(checkpoint.checkpoints(self._checkpoints)), None)
+        raise TrainingError(
+            f"step {report.step}: the {what} is not finite (losses {report.losses}, gradient norm {report.norm}). "
+            f"Samples: {shown}. The last good checkpoint is {kept or 'none: none was due yet'}. "
+            f"Usual remedies: a lower --optim.lr, --optim.clip 1.0, --precision fp32."
+        )
+
+    def _epoch(self, step: int) -> float:
+        return step / self.run.order.steps_per_epoch
+
+    def _log(self, report: Report) -> None:
+        now, done = time.monotonic(), report.step + 1
+        seconds = max(now - self._mark, 1e-9)
+        self._training_seconds += seconds
+        values = {
+            "loss": sum(report.losses) / len(report.losses),
+            "lr": self.run.lr(report.step),
+            "images_per_second": (done - self._mark_step) * self.run.recipe.batch / seconds,
+            "data_wait": (self.run.data_wait - self._mark_wait) / seconds,
+            "grad_norm": report.norm,
+        }
+        self._mark, self._mark_step, self._mark_wait = now, done, self.run.data_wait
+        self.log.record("train", done, self._epoch(done), values)
+        self.log.say(
+            f"step {done}/{self.run.total_steps}  epoch {self._epoch(done):.2f}  loss {values['loss']:.4f}  "
+            f"lr {values['lr']:.2e}  grad norm {report.norm:.2f}  {values['images_per_second']:.1f} images/s  "
+            f"data wait {values['data_wait']:.1%}"
+        )
+
+    def evaluate(self, step: int, *, record: bool = True) -> None:
+        """Evaluate the weights and their average, and keep the scores."""
+        assert self.evaluation
+        nets = {"raw": self.run.net} | ({"ema": self.run.ema.module} if self.run.ema else {})
+        index = self.evaluation.index
+        self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.recipe.model, self.run.accelerator)
+        self.log.quarantine(bad, index)
+        for weights, score in self.scores.items():
+            if not record:
+                continue
+            named = {"split": index.folder.name, "weights": weights, **score._asdict()}
+            self.log.record("eval", step, self._epoch(step), named)
+            self.log.say(
+                f"step {step}  {index.folder.name} {weights:<3}  top-1 {score.top1:.4f}  top-5 {score.top5:.4f}  "
+                f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
+            )
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint; one process writes, the others wait for it."""
+        if self.log.main:
+            state = {**self._state, "wall_seconds": self.wall_seconds}
+            checkpoint.save(self._checkpoints, step, state, self.run.tensors(), self.run.recipe.checkpoint.keep)
+        self.run.accelerator.wait_for_everyone()
+        self._saved_at, self._save_asked = time.monotonic(), False
+
+
+def is_due(done: int, every: int) -> bool:
+    """Return whether something that happens every so many steps happens now; 0 is never."""
+    return every > 0 and done % every == 0

@@ -1,0 +1,71 @@
+"""Hosting: which process works for which virtual ranks, on what device, with what precision.
+
+The only module that knows about processes and devices; nothing it returns changes which numbers a run sees.
+"""
+
+import os
+from typing import Literal
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from shards.errors import TrainingError
+
+
+def hosted(virtual_ranks: int, processes: int, process: int) -> range:
+    """Return the virtual ranks of a process: equal shares, the first processes one more (16 on 3: 6, 5, 5)."""
+    share, rest = divmod(virtual_ranks, processes)
+    first = process * share + min(process, rest)
+    return range(first, first + share + (process < rest))
+
+
+def processes_of_launch() -> tuple[int, int]:
+    """Return (number of processes, number of this one) as the launcher says them, before anything is built."""
+    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+
+
+def resolve_precision(precision: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
+    """Return the precision on this machine: `auto` is bf16 where the processor computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16" if native else "fp32"
+
+
+def build_accelerator(precision: Literal["bf16", "fp32"]) -> Accelerator:
+    """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    started, _ = processes_of_launch()
+    if accelerator.num_processes != started:
+        raise TrainingError(
+            f"The launcher started {started} processes, but Accelerate formed a group of "
+            f"{accelerator.num_processes}: each would train alone. Check its configuration file (accelerate env)."
+        )
+    if on_cpu:  # accelerate and torchrun leave one thread a process
+        torch.set_num_threads(cores_per_process())
+    # one algorithm, chosen without timing: with the same hosting a resumed run is equal bit for bit
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for on a GPU
+    return accelerator
+
+
+def cores_per_process() -> int:
+    """Return how many of this machine's cores a training process may use."""
+    cores = len(psutil.Process().cpu_affinity())
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def loader_workers(workers: int | Literal["auto"]) -> int:
+    """Return the number of loader processes beside this one; `auto` is a core each, one at least, 16 at most.
+
+    On a machine without an accelerator the model needs the cores itself, and one worker keeps up with it.
+    """
+    if workers != "auto":
+        return workers
+    return min(cores_per_process(), 16) if torch.accelerator.is_available() else 1

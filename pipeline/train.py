@@ -1,0 +1,185 @@
+"""The training loop, and the run that it works on."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from pipeline.batch import Bad, Batch, Places, TrainingBatches, erase, load, normalize
+from pipeline.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
+from pipeline.config import Recipe
+from pipeline.hosting import hosted
+from pipeline.mix import mix_images, mix_labels
+from pipeline.models import Student, build_model
+from pipeline.objective import objective
+from pipeline.optimizer import build_optimizer, update
+from pipeline.order import Order
+from pipeline.schedule import cosine
+from shards.index import Index
+
+
+class Events(Protocol):
+    """What happens beside the arithmetic of a step."""
+
+    def after_batch(self, batch: Batch, images: Tensor) -> None:
+        """Take note of a batch that is about to be used; `images` as the model sees them."""
+        ...
+
+    def after_step(self, step: int, losses: Tensor, norm: Tensor) -> bool:
+        """Log, evaluate, save; return True to stop here.  `losses` [K]: summed over a virtual rank's images."""
+        ...
+
+
+class Micro(NamedTuple):
+    """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes]."""
+
+    virtual_rank: int
+    images: Tensor
+    keys: Tensor
+    targets: Tensor
+    last: bool  # of this process in this step: gradients are exchanged
+
+
+def train(run: "Run", events: Events) -> None:
+    """Take the steps that are left.  The gradient of a step is the mean over all images of all virtual ranks."""
+    run.student.train()
+    for step in range(run.first_step, run.last_step):
+        losses = torch.zeros(run.recipe.virtual_ranks, device=run.device)
+        for micro in micro_batches(run, step, events):
+            with run.exchange(micro.last):
+                logits = run.student(micro.images, micro.keys)
+                loss = objective(logits, micro.targets)
+                run.accelerator.backward(loss.sum() * run.loss_scale)
+            losses[micro.virtual_rank] += loss.detach().sum()
+        norm = update(run.optimizer, lr=run.lr(step), clip=run.recipe.optim.clip)
+        if run.ema:
+            run.ema.update(run.net, step + 1)
+        if events.after_step(step, losses, norm):
+            return
+
+
+@dataclass
+class Run:
+    """A training that is built and restored: what `train` works on."""
+
+    recipe: Recipe
+    index: Index
+    order: Order
+    accelerator: Accelerator
+    net: nn.Module  # the timm model
+    student: nn.Module  # the net with keyed stochastic depth, ready for several processes and autocast
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    hosted: range  # virtual ranks of this process
+    first_step: int
+    last_step: int  # where this session stops
+    total_steps: int  # of the recipe: the schedule's length
+    batches: Iterator[Batch]
+    data_wait: float = 0.0  # seconds spent waiting for the loader
+    bad: list[Bad] = field(default_factory=list)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return self.accelerator.device
+
+    @property
+    def loss_scale(self) -> float:
+        """What one image's loss counts: processes average their gradients, the run takes the mean over the batch."""
+        return self.accelerator.num_processes / self.recipe.batch
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        optim, steps = self.recipe.optim, self.order.steps_per_epoch
+        return cosine(
+            step,
+            peak=self.recipe.peak_lr,
+            floor=optim.min_lr,
+            warmup=optim.warmup_epochs * steps,
+            total=self.total_steps,
+            start=optim.warmup_lr,
+        )
+
+    def exchange(self, last: bool) -> AbstractContextManager[None]:
+        """Exchange gradients between processes in the last forward and backward pass of a step only."""
+        context: AbstractContextManager[None] = nullcontext() if last else self.accelerator.no_sync(self.student)
+        return context
+
+    def close(self) -> None:
+        """End the loader's workers: a loader does so when its iterator is forgotten, at exit it would be too late."""
+        self.batches = iter(())
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Return all that a checkpoint must hold, by parameter name."""
+        groups = {
+            "model": self.net.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.net),
+        }
+        return groups | ({"ema": self.ema.module.state_dict()} if self.ema else {})
+
+
+def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
+    """Yield what this process does in a step: its virtual ranks, each in one piece or several."""
+    classes, smoothing = run.recipe.data.classes, run.recipe.mix.smoothing
+    size = run.recipe.micro_batch or run.recipe.rank_batch
+    for rank in run.hosted:
+        started = time.perf_counter()
+        batch = next(run.batches)
+        run.data_wait += time.perf_counter() - started
+        assert (batch.step, batch.virtual_rank) == (step, rank), "the loader gives batches in the order of their places"
+        run.bad += batch.bad
+        keys = torch.from_numpy(batch.keys).to(run.device, non_blocking=True)
+        labels = torch.from_numpy(batch.labels).to(run.device, non_blocking=True)
+        images = erase(normalize(batch.images, run.recipe.model, run.device), batch.boxes, keys)
+        images = mix_images(images, batch.mixing)
+        targets = mix_labels(labels, batch.mixing, classes=classes, smoothing=smoothing)
+        events.after_batch(batch, images)
+        for first in range(0, len(images), size):
+            part = slice(first, first + size)
+            last = rank == run.hosted[-1] and first + size >= len(images)
+            yield Micro(rank, images[part], keys[part], targets[part], last)
+
+
+def build(
+    recipe: Recipe, index: Index, accelerator: Accelerator, *, workers: int, max_steps: int, snapshot: Snapshot | None
+) -> Run:
+    """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe."""
+    net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    if snapshot:
+        net.load_state_dict(snapshot.tensors["model"])
+    net.to(accelerator.device)
+    student = Student(net)
+    optimizer = build_optimizer(net, recipe.optim)
+    ema = ModelEmaV3(net, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
+    if snapshot:
+        restore_optimizer(optimizer, net, snapshot.tensors["optimizer"])
+        if ema:
+            ema.module.load_state_dict(snapshot.tensors["ema"])
+    batches = TrainingBatches(recipe, index)
+    total_steps = recipe.epochs * batches.order.steps_per_epoch
+    first_step = snapshot.step if snapshot else 0
+    last_step = min(total_steps, max_steps or total_steps)
+    mine = hosted(recipe.virtual_ranks, accelerator.num_processes, accelerator.process_index)
+    places = Places(first_step, last_step, mine)
+    loader = load(batches, places, workers=workers, pin_memory=accelerator.device.type == "cuda")
+    return Run(
+        recipe=recipe,
+        index=index,
+        order=batches.order,
+        accelerator=accelerator,
+        net=net,
+        student=accelerator.prepare_model(student),
+        ema=ema,
+        optimizer=optimizer,
+        hosted=mine,
+        first_step=first_step,
+        last_step=last_step,
+        total_steps=total_steps,
+        batches=iter(loader) if first_step < last_step else iter(()),
+    )
