@@ -4,63 +4,17 @@ Exit codes: 0 done; 1 failed; 2 the request was wrong, all its problems listed; 
 checkpoint saved, start it again.
 """
 
-import difflib
-import os
-import shutil
-import subprocess
 import sys
 import traceback
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, Final
 
-import timm
 import torch
-import tyro
-from safetensors.torch import save_file
 
-from pipeline import checkpoint
-from pipeline.checkpoint import Snapshot, weights_sha256
-from pipeline.config import Recipe, flag, flatten, identity, problems
-from pipeline.evaluate import evaluation_loader
-from pipeline.events import Evaluation, Events
-from pipeline.hosting import (
-    build_accelerator,
-    cores_per_process,
-    hosted,
-    loader_workers,
-    processes_of_launch,
-    resolve_precision,
-)
-from pipeline.log import Log, rewind
-from pipeline.models import parameter_count
-from pipeline.train import Run, build, train
-from shards.dataset import Dataset, read_dataset
-from shards.errors import BadRequest, CheckpointError, ShardError, VitrailError
-from shards.files import atomic_write, write_json
-
-DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75
-LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
-BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a command line asks for: a recipe, and where and how to run it."""
-
-    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
-    data: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # folder that `vitrail shards build` made
-    output: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # the run's folder; default: runs/RECIPE
-    max_steps: int = 0  # stop after this step of the schedule; 0: at its end
-    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # PATH: one checkpoint folder
-    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, nothing kept
-    trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
-
-    @property
-    def folder(self) -> Path:
-        """The run's folder."""
-        return Path(self.output or f"runs/{self.recipe.name}")
+from pipeline.config import Recipe
+from pipeline.hosting import processes_of_launch
+from pipeline.rehearsal import rehearse
+from pipeline.request import Request, check, parse
+from pipeline.session import DONE, FAILED, WRONG, run_recipe
+from shards.errors import BadRequest, VitrailError
 
 
 def main(recipe: Recipe) -> None:
@@ -85,239 +39,12 @@ def main(recipe: Recipe) -> None:
     sys.exit(code)
 
 
-def parse(recipe: Recipe, arguments: list[str], *, speaks: bool = True) -> Request:
-    """Return the request of a command line.  Raises BadRequest for unknown fields; exits for --help (0), bad values (2)."""
-    request, unknown = tyro.cli(
-        Request,
-        default=Request(recipe=recipe),
-        args=arguments,
-        description=sys.modules["__main__"].__doc__,
-        return_unknown_args=True,
-        console_outputs=speaks,
-    )
-    if not unknown:
-        return request
-    known = [f"--{flag(name)}" for name in flatten(recipe)] + [
-        "--data", "--output", "--max-steps", "--resume", "--dry-run", "--trace-samples",
-    ]  # fmt: skip
-    found = []
-    for argument in unknown:
-        if argument.startswith("--"):
-            name = argument.partition("=")[0]
-            near = difflib.get_close_matches(name, known, n=1)
-            found.append(f"{name} is not a field of this recipe" + (f"; did you mean {near[0]}?" if near else "."))
-        elif unknown[0] == argument:
-            found.append(f"{argument!r} belongs to no field.")
-    raise BadRequest([*found, *check(request)[0]])
-
-
-def check(request: Request) -> tuple[list[str], Dataset | None]:
-    """Return all that is wrong with a request, and its data set; writes nothing but a probe in the output folder."""
-    found, dataset = [], None
-    processes, _ = processes_of_launch()
-    if request.data:
-        try:
-            dataset = read_dataset(Path(request.data))
-        except ShardError as error:
-            found.append(f"--data {error}")
-    elif not request.dry_run:
-        found.append("--data is missing: name a folder that `vitrail shards build SOURCE DIR` made.")
-    found += problems(request.recipe, dataset, processes)
-    if request.max_steps < 0:
-        found.append(f"--max-steps is {request.max_steps}; it must not be negative.")
-    if not request.dry_run:
-        found += _of_output(request)
-    return found, dataset
-
-
-def _of_output(request: Request) -> list[str]:
-    """Return what is wrong with the output folder, and with resuming there."""
-    folder = request.folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
-    except OSError as error:
-        return [f"--output {folder}: cannot be written to ({error.strerror})."]
-    found = []
-    count = parameter_count(request.recipe.model, request.recipe.data.classes)
-    needed = count * BYTES_A_PARAMETER * (request.recipe.checkpoint.keep + 1)
-    if count and (free := shutil.disk_usage(folder).free) < needed:
-        found.append(
-            f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
-            f"({request.recipe.checkpoint.keep} kept and one being written)."
-        )
-    saved = checkpoint.checkpoints(folder / "checkpoints")
-    if request.resume == "never" and saved:
-        found.append(f"--resume never: {folder} holds a run already (step {saved[0].name[5:]}); name another folder.")
-    if request.resume not in ("auto", "never") and not (Path(request.resume) / "state.json").exists():
-        found.append(f"--resume {request.resume}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
-    return found
-
-
 def carry_out(request: Request) -> int:
     """Do what a request asks and return the exit code.  Raises BadRequest with all that is wrong with it."""
     found, dataset = check(request)
     if found:
         raise BadRequest(found)
     if request.dry_run:
-        from pipeline.rehearsal import rehearse
-
         return rehearse(request, dataset)
     assert dataset
     return run_recipe(request, dataset)
-
-
-def run_recipe(request: Request, dataset: Dataset) -> int:
-    """Train, or go on training, and finish the run's folder."""
-    recipe, folder = request.recipe, request.folder
-    precision = resolve_precision(recipe.precision)
-    accelerator = build_accelerator(precision)
-    main = accelerator.is_main_process
-    say = print if main else lambda _: None
-    fingerprints = {name: index.fingerprint for name, index in dataset.splits.items()}
-    snapshot = restore(request, fingerprints, say)
-    step = snapshot.step if snapshot else 0
-    if main:
-        rewind(folder, step)
-        write_json(folder / "recipe.json", describe(recipe, fingerprints))
-    accelerator.wait_for_everyone()
-    workers = loader_workers(recipe.data.workers)
-    train_index = dataset.splits["train"]
-    run = build(recipe, train_index, accelerator, workers=workers, max_steps=request.max_steps, snapshot=snapshot)
-    split = dataset.evaluation_split()
-    evaluation = None
-    if split:
-        index = dataset.splits[split]
-        evaluation = Evaluation(index, evaluation_loader(recipe, index, accelerator, workers))
-    state = {"recipe": asdict(recipe), "fingerprints": fingerprints}
-    seconds = snapshot.state["wall_seconds"] if snapshot else 0.0
-    options = {"main": main, "process": accelerator.process_index, "trace": request.trace_samples}
-    with Log(folder, step=step, last_step=run.last_step, **options) as log:
-        log.say(introduction(request, run, precision, workers, resumed=snapshot is not None))
-        if split is None:
-            log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
-        events = Events(run, log, evaluation, state, seconds)
-        events.listen()
-        try:
-            train(run, events)
-        finally:
-            run.close()
-        if events.stopping:
-            log.record("event", step, step / run.order.steps_per_epoch, {"event": "stopped on request"})
-            log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
-            return STOPPED
-        finish(run, events, recipe, folder)
-    return DONE
-
-
-def restore(request: Request, fingerprints: dict[str, str], say: Any) -> Snapshot | None:
-    """Return the checkpoint to start from, None for a fresh start.
-
-    Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
-    """
-    if request.resume in ("auto", "never"):
-        snapshot = checkpoint.load_newest(request.folder / "checkpoints", say)
-    else:
-        snapshot = checkpoint.load(Path(request.resume))
-    if snapshot is None:
-        return None
-    saved, wanted = identity(snapshot.state["recipe"]), identity(request.recipe)
-    differing = [
-        f"the checkpoint of step {snapshot.step} was made with {name} = {saved.get(name)}, the request says "
-        f"{wanted.get(name)}. Go on with the former, or name another --output."
-        for name in sorted(saved.keys() | wanted.keys())
-        if saved.get(name) != wanted.get(name)
-    ]
-    for split in ("train",):
-        if snapshot.state["fingerprints"].get(split) != fingerprints.get(split):
-            differing.append(f"the checkpoint of step {snapshot.step} was made with other data in split {split}.")
-    if differing:
-        raise BadRequest(differing)
-    return snapshot
-
-
-def describe(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Return what recipe.json says: the resolved recipe, versions, git commit, fingerprints of the data."""
-    here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)  # noqa: S607
-    return {
-        "recipe": asdict(recipe),
-        "fingerprints": fingerprints,
-        "versions": {library: version(library) for library in LIBRARIES},
-        "git_commit": git.stdout.strip() or None,
-    }
-
-
-def introduction(request: Request, run: Run, precision: str, workers: int, *, resumed: bool) -> str:
-    """Return what a person should know of a run before its first step."""
-    recipe, order = run.recipe, run.order
-    processes = run.accelerator.num_processes
-    size = min(recipe.micro_batch or recipe.rank_batch, recipe.rank_batch)
-    micro_steps = len(run.hosted) * -(-recipe.rank_batch // size)
-    shown = order.num_samples // (recipe.data.repeats if recipe.data.epoch == "views" else 1)
-    scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
-    parameters = sum(parameter.numel() for parameter in run.net.parameters())
-    shares = ", ".join(str(len(hosted(recipe.virtual_ranks, processes, p))) for p in range(processes))
-    return "\n".join(
-        [
-            f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {recipe.data.classes} classes, "
-            f"{recipe.model.img_size} px",
-            f"data      {request.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
-            f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
-            f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {processes} "
-            f"process(es) ({shares}), {run.device.type} {precision}, {micro_steps} micro-steps of {size}, "
-            f"{workers} loader worker(s) and {cores_per_process()} core(s) each",
-            f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
-            f"output    {request.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
-        ]
-    )
-
-
-def finish(run: Run, events: Events, recipe: Recipe, folder: Path) -> None:
-    """Write the weights as timm loads them, and summary.json, the last file of a run."""
-    if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
-        events.evaluate(run.last_step, record=False)
-    if not events.log.main:
-        return
-    weights = run.net.state_dict()
-    groups = {"model": weights} | ({"model_ema": run.ema.module.state_dict()} if run.ema else {})
-    for name, group in groups.items():
-        with atomic_write(folder / f"{name}.safetensors") as file:
-            save_file({key: value.contiguous() for key, value in group.items()}, file.name)
-    write_json(folder / "config.json", timm_config(run, recipe))
-    scores = events.scores
-    summary = {
-        "steps": run.last_step,
-        "epochs": run.last_step / run.order.steps_per_epoch,
-        "top1": scores["raw"].top1 if scores else None,
-        "top1_ema": scores["ema"].top1 if "ema" in scores else None,
-        "images_per_second": events.images_per_second,
-        "wall_seconds": events.wall_seconds,
-        "views_seen": run.last_step * recipe.batch,
-        "weights_sha256": weights_sha256(weights),
-    }
-    write_json(folder / "summary.json", summary)
-    events.log.say(f"done      {folder / 'summary.json'}; curves: tensorboard --logdir {folder / 'tensorboard'}")
-
-
-def timm_config(run: Run, recipe: Recipe) -> dict[str, Any]:
-    """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model."""
-    model = recipe.model
-    arguments = {"img_size": model.img_size, "patch_size": model.patch_size, "embed_dim": model.width}
-    arguments |= {"depth": model.depth, "num_heads": model.heads}
-    return {
-        "architecture": timm.models.split_model_name_tag(model.name)[0],
-        "num_classes": recipe.data.classes,
-        "num_features": run.net.num_features,
-        "pretrained_cfg": {
-            "input_size": [3, model.img_size, model.img_size],
-            "mean": model.mean,
-            "std": model.std,
-            "interpolation": "bicubic",
-            "crop_pct": recipe.eval.crop_ratio,
-            "num_classes": recipe.data.classes,
-        },
-        "model_args": {name: value for name, value in arguments.items() if value is not None},
-    }

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tarfile
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,6 +51,11 @@ class Index:
     def key(self, sample: int) -> str:
         """Return the WebDataset key of a sample."""
         return str(self.rows["key"][sample], "utf-8")
+
+    def head(self, count: int) -> "Index":
+        """Return an index of the first `count` samples alone."""
+        starts = self.starts.clip(max=count)
+        return replace(self, rows=self.rows[:count], starts=starts)
 
     def shard_of(self, sample: int) -> int:
         """Return the number of the shard that holds `sample`."""

@@ -1,0 +1,120 @@
+"""The dry run: a few true optimizer steps of the real model on this machine, and what the full run would be.
+
+What is made smaller is the batch, where the machine has no accelerator, and the evaluation; model, augmentation,
+optimizer, checkpoint and resume are the run's own. Nothing is kept.
+"""
+
+import json
+import resource
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config import Recipe
+from pipeline.hosting import hosted, processes_of_launch, resolve_precision
+from pipeline.models import build_model
+from pipeline.order import Order
+from pipeline.request import Request
+from pipeline.session import DONE, run_recipe
+from shards.dataset import Dataset
+from shards.synthetic import make_dataset
+
+STEPS: Final = 4  # the first warms up and is not timed; before the last the run is stopped and resumed
+IMAGES_ON_CPU: Final = 4  # of a virtual rank in a step, where there is no accelerator
+EVALUATED: Final = 16  # images
+
+
+def rehearse(request: Request, dataset: Dataset | None) -> int:
+    """Rehearse a request and print what was measured; the data set is made up where none is given."""
+    processes, process = processes_of_launch()
+    recipe = smaller(request.recipe, processes)
+    with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as shared:
+        scratch = Path(shared)
+        made_up = dataset is None
+        if dataset is None:
+            samples = {"train": max(recipe.batch * 2, 64), "val": EVALUATED}
+            size = round(recipe.model.img_size / recipe.eval.crop_ratio)
+            dataset = make_dataset(scratch / "data", classes=recipe.data.classes, size=size, samples=samples)
+        images = request.recipe.data.images if made_up else len(dataset.splits["train"])
+        dataset = replace(dataset, splits={name: index.head(EVALUATED) if name != "train" else index
+                                           for name, index in dataset.splits.items()})  # fmt: skip
+        output = scratch / "run"
+        output.mkdir()
+        data = "made-up images" if made_up else request.data
+        for last_step in (STEPS - 1, STEPS):
+            part = replace(request, recipe=recipe, data=data, output=str(output), max_steps=last_step, resume="auto")
+            run_recipe(part, dataset)
+        if process == 0:
+            report(request.recipe, recipe, images, output)
+    return DONE
+
+
+def smaller(recipe: Recipe, processes: int) -> Recipe:
+    """Return the recipe with a batch that this machine steps through in seconds, logged at every step."""
+    ranks, part = recipe.virtual_ranks, recipe.rank_batch
+    if not torch.accelerator.is_available():
+        ranks, part = min(ranks, 2 * processes), min(part, IMAGES_ON_CPU)
+    return replace(
+        recipe,
+        batch=ranks * part,
+        virtual_ranks=ranks,
+        eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
+        log=replace(recipe.log, every_steps=1),
+    )
+
+
+def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None:
+    """Print what was measured, and the full run that follows from it."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    timed = [line for line in lines if line["kind"] == "train"][1 : STEPS - 1]
+    speed = sum(line["images_per_second"] for line in timed) / len(timed)
+    wait = sum(line["data_wait"] for line in timed) / len(timed)
+    processes, _ = processes_of_launch()
+    # an order of that many images, to count the steps of an epoch; one shard does for counting
+    order = Order((images,), recipe.seed, recipe.batch, recipe.virtual_ranks, recipe.data.repeats, epoch=recipe.data.epoch)
+    steps = recipe.epochs * order.steps_per_epoch
+    parameters, flops = measure(recipe)
+    saved = sum(file.stat().st_size for file in (output / "checkpoints" / f"step-{STEPS:08d}").iterdir())
+    shares = [len(hosted(recipe.virtual_ranks, processes, p)) for p in range(processes)]
+    micro = min(recipe.micro_batch or recipe.rank_batch, recipe.rank_batch)
+    hours = steps * recipe.batch / speed / 3600
+    table = Table(title=f"Rehearsal of {recipe.name}", show_header=False)
+    for row in (
+        ("model", f"{recipe.model.name}, {parameters:,} parameters"),
+        ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
+        ("rehearsed", f"{STEPS} steps of {rehearsed.batch} images; stopped after {STEPS - 1}, restored, evaluated"),
+        ("speed", f"{speed:.1f} images/s in {resolve_precision(recipe.precision)}, over {len(timed)} steps"),
+        ("data wait", f"{wait:.1%} of the step"),
+        ("peak memory", f"{peak_memory() / 2**30:.2f} GiB a process, at {rehearsed.rank_batch} images a pass"),
+        ("checkpoint", f"{saved / 1e6:,.0f} MB"),
+        ("full run", f"{steps:,} steps: {recipe.epochs} epochs of {order.steps_per_epoch:,} steps, {images:,} images"),
+        ("batch", f"{recipe.batch} = {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch}"),
+        ("peak learning rate", f"{recipe.peak_lr:.3g}"),
+        ("hosted here", f"{processes} process(es) with {shares} virtual ranks, micro-steps of {micro} images"),
+        ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
+    ):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def measure(recipe: Recipe) -> tuple[int, int]:
+    """Return the parameters of the model and the floating point operations of one image's forward pass."""
+    with torch.device("meta"):
+        net = build_model(replace(recipe.model, pretrained=False, checkpoint=""), recipe.data.classes, recipe.seed)
+        image = torch.empty(1, 3, recipe.model.img_size, recipe.model.img_size)
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(image)
+    return sum(parameter.numel() for parameter in net.parameters()), counter.get_total_flops()
+
+
+def peak_memory() -> int:
+    """Return the largest memory this process held, in bytes: the device's on a GPU, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,109 @@
+"""What a command line asks for, and everything that is wrong with it, found before anything is built."""
+
+import difflib
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import tyro
+
+from pipeline import checkpoint
+from pipeline.config import Recipe, flag, flatten, problems
+from pipeline.hosting import processes_of_launch
+from pipeline.models import parameter_count
+from shards.dataset import Dataset, read_dataset
+from shards.errors import BadRequest, ShardError
+
+BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a command line asks for: a recipe, and where and how to run it."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # folder that `vitrail shards build` made
+    output: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # the run's folder; default: runs/RECIPE
+    max_steps: int = 0  # stop after this step of the schedule; 0: at its end
+    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # PATH: one checkpoint folder
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, nothing kept
+    trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output or f"runs/{self.recipe.name}")
+
+
+def parse(recipe: Recipe, arguments: list[str], *, speaks: bool = True) -> Request:
+    """Return the request of a command line.  Raises BadRequest for unknown fields; exits for --help (0), bad values (2)."""
+    request, unknown = tyro.cli(
+        Request,
+        default=Request(recipe=recipe),
+        args=arguments,
+        description=sys.modules["__main__"].__doc__,
+        return_unknown_args=True,
+        console_outputs=speaks,
+    )
+    if not unknown:
+        return request
+    known = [f"--{flag(name)}" for name in flatten(recipe)] + [
+        "--data", "--output", "--max-steps", "--resume", "--dry-run", "--trace-samples",
+    ]  # fmt: skip
+    found = []
+    for argument in unknown:
+        if argument.startswith("--"):
+            name = argument.partition("=")[0]
+            near = difflib.get_close_matches(name, known, n=1)
+            found.append(f"{name} is not a field of this recipe" + (f"; did you mean {near[0]}?" if near else "."))
+        elif unknown[0] == argument:
+            found.append(f"{argument!r} belongs to no field.")
+    raise BadRequest([*found, *check(request)[0]])
+
+
+def check(request: Request) -> tuple[list[str], Dataset | None]:
+    """Return all that is wrong with a request, and its data set; writes nothing but a probe in the output folder."""
+    found, dataset = [], None
+    processes, _ = processes_of_launch()
+    if request.data:
+        try:
+            dataset = read_dataset(Path(request.data))
+        except ShardError as error:
+            found.append(f"--data {error}")
+    elif not request.dry_run:
+        found.append("--data is missing: name a folder that `vitrail shards build SOURCE DIR` made.")
+    found += problems(request.recipe, dataset, processes)
+    if request.max_steps < 0:
+        found.append(f"--max-steps is {request.max_steps}; it must not be negative.")
+    if not request.dry_run:
+        found += _of_output(request)
+    return found, dataset
+
+
+def _of_output(request: Request) -> list[str]:
+    """Return what is wrong with the output folder, and with resuming there."""
+    folder = request.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        return [f"--output {folder}: cannot be written to ({error.strerror})."]
+    found = []
+    count = parameter_count(request.recipe.model, request.recipe.data.classes)
+    needed = count * BYTES_A_PARAMETER * (request.recipe.checkpoint.keep + 1)
+    if count and (free := shutil.disk_usage(folder).free) < needed:
+        found.append(
+            f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
+            f"({request.recipe.checkpoint.keep} kept and one being written)."
+        )
+    saved = checkpoint.checkpoints(folder / "checkpoints")
+    if request.resume == "never" and saved:
+        found.append(f"--resume never: {folder} holds a run already (step {saved[0].name[5:]}); name another folder.")
+    if request.resume not in ("auto", "never") and not (Path(request.resume) / "state.json").exists():
+        found.append(f"--resume {request.resume}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
+    return found
