@@ -23,7 +23,7 @@ class Build:
     """Build shards from images: OUT/<split>/*.tar, the index, and OUT/dataset.json."""
 
     source: tyro.conf.Positional[str]
-    """Folder of class folders (with train/, val/, test/ above them or not), a zip of one, `digits`, `torchvision:NAME`"""
+    """Folder of class folders (train/, val/, test/ above them or not), a zip of one, `digits`, `torchvision:NAME`"""
     out: tyro.conf.Positional[Path]
     """Folder to write"""
     samples_per_shard: int = 1000  # images a tar
@@ -135,6 +135,25 @@ class ShowOrder:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """Draw images as the model sees them, original beside views."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    data: Path
+    output: Path  # a .png
+
+    def __call__(self) -> int:
+        """Write the picture."""
+        from launch.preview import draw_preview
+        from launch.recipes import load_recipe
+
+        draw_preview(load_recipe(self.recipe), read_dataset(self.data).splits["train"], self.output)
+        print(self.output)
+        return 0
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -155,7 +174,9 @@ class ShardsVerb:
 
 
 Verb = (
-    Annotated[ShardsVerb, tyro.conf.subcommand("shards")] | Annotated[ShowOrder, tyro.conf.subcommand("order")]
+    Annotated[ShardsVerb, tyro.conf.subcommand("shards")]
+    | Annotated[ShowOrder, tyro.conf.subcommand("order")]
+    | Annotated[Preview, tyro.conf.subcommand("preview")]
 )
 
 
@@ -167,7 +188,13 @@ def show(dataset: Dataset) -> None:
     for name, index in dataset.splits.items():
         counts = [int((index.rows["label"] == label).sum()) for label in range(len(dataset.classes))]
         megabytes = sum(shard.bytes for shard in index.shards) / 1e6
-        row = (f"{len(index):,}", str(len(index.shards)), f"{megabytes:.1f}", str(min(counts)), str(max(counts)))
+        row = (
+            f"{len(index):,}",
+            str(len(index.shards)),
+            f"{megabytes:.1f}",
+            str(min(counts)),
+            str(max(counts)),
+        )
         table.add_row(name, *row)
     Console().print(table)
 

@@ -120,9 +120,7 @@ OPS: Final[Mapping[str, Op]] = {
     "AutoContrast": lambda image, _: ImageOps.autocontrast(image),
     "Equalize": lambda image, _: ImageOps.equalize(image),
     "Invert": lambda image, _: ImageOps.invert(image),
-    "Rotate": lambda image, level: image.rotate(
-        30 * level, resample=Image.Resampling.BICUBIC, fillcolor=FILL
-    ),
+    "Rotate": lambda image, level: image.rotate(30 * level, resample=Image.Resampling.BICUBIC, fillcolor=FILL),
     "PosterizeIncreasing": posterize,
     "SolarizeIncreasing": lambda image, level: ImageOps.solarize(image, 256 - min(256, int(abs(level) * 256))),
     "SolarizeAdd": solarize_add,

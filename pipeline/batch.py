@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -103,8 +104,7 @@ class TrainingBatches(Dataset[Batch]):
             if sample != last:  # the copies of a sample are neighbours: one read and one decode for all
                 image, label = self._load(sample, bad)
                 last = sample
-            rng = generator(recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
-            pixels[slot] = augment(image, size, recipe.augment, rng)
+            pixels[slot] = self.view(image, sample, epoch, copy)
             labels[slot] = label
             if recipe.augment.erase:
                 rng = generator(recipe.seed, Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
@@ -115,7 +115,12 @@ class TrainingBatches(Dataset[Batch]):
         keys = view_keys(recipe.seed, epoch, samples, copies)
         return Batch(step, virtual_rank, images, labels, keys, boxes, mixing, samples, copies, bad)
 
-    def _load(self, sample: int, bad: list[Bad]) -> tuple[Any, int]:
+    def view(self, image: Image.Image, sample: int, epoch: int, copy: int) -> NDArray[np.uint8]:
+        """Return one view of a decoded sample, [S, S, 3]."""
+        rng = generator(self.recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
+        return augment(image, self.recipe.model.img_size, self.recipe.augment, rng)
+
+    def _load(self, sample: int, bad: list[Bad]) -> tuple[Image.Image, int]:
         """Return image and label of a sample, or of the next usable one: the same on any hosting."""
         for candidate in range(sample, sample + MAX_REPLACEMENTS):
             candidate %= len(self.index)

@@ -105,7 +105,7 @@ def load_newest(root: Path, say: Callable[[str], None]) -> Snapshot | None:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
     """Return the optimizer's state as {slot/parameter name: tensor}, whatever the optimizer."""
-    names = {parameter: name for name, parameter in net.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
     return {
         f"{slot}/{names[parameter]}": value
         for parameter, slots in optimizer.state.items()

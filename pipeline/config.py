@@ -182,7 +182,11 @@ def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
 
 def problems(recipe: Recipe, dataset: Dataset | None, processes: int) -> list[str]:
     """Return everything that is wrong with a request, one sentence each; an empty list if nothing is."""
-    return [*_of_recipe(recipe), *_of_hosting(recipe, processes), *(_of_data(recipe, dataset) if dataset else ())]
+    return [
+        *_of_recipe(recipe),
+        *_of_hosting(recipe, processes),
+        *(_of_data(recipe, dataset) if dataset else ()),
+    ]
 
 
 def _of_recipe(recipe: Recipe) -> Iterator[str]:
@@ -208,9 +212,14 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
     register()
     if recipe.model.name not in (known := list_models()) and recipe.model.name.split(".")[0] not in known:
         near = difflib.get_close_matches(recipe.model.name, known, n=3)
-        yield f"--model.name {recipe.model.name!r} is not known to timm" + (f"; near: {', '.join(near)}." if near else ".")
+        yield f"--model.name {recipe.model.name!r} is not known to timm" + (
+            f"; near: {', '.join(near)}." if near else "."
+        )
     if recipe.model.patch_size and recipe.model.img_size % recipe.model.patch_size:
-        yield f"--model.img-size {recipe.model.img_size} is not a multiple of --model.patch-size {recipe.model.patch_size}."
+        yield (
+            f"--model.img-size {recipe.model.img_size} is not a multiple of "
+            f"--model.patch-size {recipe.model.patch_size}."
+        )
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
 
@@ -232,7 +241,7 @@ def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
     for name, index in dataset.splits.items():
         highest = int(index.rows["label"].max())
         if highest >= len(dataset.classes):
-            yield f"{index.folder}: has label {highest} in split {name}, but dataset.json names {len(dataset.classes)} classes."
+            yield f"{index.folder}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
     if "train" not in dataset.splits:
         yield f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)})."
     elif len(dataset.splits["train"]) < recipe.batch:

@@ -37,14 +37,16 @@ class Report(NamedTuple):
 class Evaluation(NamedTuple):
     """What a run is evaluated on."""
 
-    index: Index
+    split: Index
     loader: DataLoader[Any]
 
 
 class Events:
     """The events of one session of a run.  `state` is what a checkpoint says beside its tensors."""
 
-    def __init__(self, run: Run, log: Log, evaluation: Evaluation | None, state: dict[str, Any], seconds: float) -> None:
+    def __init__(
+        self, run: Run, log: Log, evaluation: Evaluation | None, state: dict[str, Any], seconds: float
+    ) -> None:
         self.run = run
         self.log = log
         self.evaluation = evaluation
@@ -151,7 +153,11 @@ class Events:
         keys = {rank: [self.run.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
                 for rank, of_rank in views.items()}  # fmt: skip
         what = "loss" if guilty else "gradient"
-        event = {"event": f"non-finite {what}", "losses": [str(loss) for loss in report.losses], "samples": keys}
+        event = {
+            "event": f"non-finite {what}",
+            "losses": [str(loss) for loss in report.losses],
+            "samples": keys,
+        }
         self.log.record("event", report.step, self._epoch(report.step), event)
         shown = "; ".join(f"virtual rank {rank}: {', '.join(names)}" for rank, names in keys.items())
         kept = next(iter(checkpoint.checkpoints(self._checkpoints)), None)
@@ -187,7 +193,7 @@ class Events:
         """Evaluate the weights and their average, and keep the scores."""
         assert self.evaluation
         nets = {"raw": self.run.net} | ({"ema": self.run.ema.module} if self.run.ema else {})
-        index = self.evaluation.index
+        index = self.evaluation.split
         self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.recipe.model, self.run.accelerator)
         self.log.quarantine(bad, index)
         for weights, score in self.scores.items():

@@ -28,10 +28,12 @@ PICTURES = 16  # images of the augmented batch that TensorBoard shows
 class Log:
     """The log of a run, used as a context; `main` is True in the one process that writes the shared files."""
 
-    def __init__(self, folder: Path, *, step: int, last_step: int, main: bool, process: int, trace: bool) -> None:
+    def __init__(
+        self, folder: Path, *, step: int, last_step: int, main: bool, process: int, trace: bool, quiet: bool
+    ) -> None:
         self.folder = folder
         self.main = main
-        self._console = Console(stderr=False, quiet=not main, highlight=False, soft_wrap=True)
+        self._console = Console(quiet=quiet or not main, highlight=False, soft_wrap=True)
         self._known_bad = read_quarantine(folder)
         self._trace: IO[str] | None = None
         self._metrics: IO[str] | None = None
@@ -43,8 +45,12 @@ class Log:
         if main:
             self._metrics = (folder / "metrics.jsonl").open("a")
             self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
-            if self._console.is_terminal:
-                columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")
+            if self._console.is_terminal and not quiet:
+                columns = (
+                    TextColumn("{task.description}"),
+                    BarColumn(),
+                    TextColumn("{task.completed}/{task.total}"),
+                )
                 self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
                 self._task = self._bar.add_task("step", total=last_step, completed=step)
 

@@ -45,8 +45,10 @@ def draw_mixing(settings: Mix, *, seed: int, step: int, virtual_rank: int, batch
     if not cutmix:
         return Mixing(lam, None, partner)
     side = int(size * np.sqrt(1 - lam))
-    (top, left), (bottom, right) = np.clip(rng.integers(size, size=2) + [[-(side // 2)], [(side + 1) // 2]], 0, size)
-    box = int(top), int(bottom), int(left), int(right)
+    center = rng.integers(size, size=2)
+    top, left = (int(edge) for edge in np.maximum(center - side // 2, 0))
+    bottom, right = (int(edge) for edge in np.minimum(center + (side + 1) // 2, size))
+    box = top, bottom, left, right
     lam = 1 - (box[1] - box[0]) * (box[3] - box[2]) / size**2  # of the area that is really replaced
     return Mixing(lam, box, partner)
 

@@ -94,6 +94,8 @@ class KeyedDropPath(nn.Module):
 class Student(nn.Module):
     """A timm model whose stochastic depth is drawn by view key."""
 
+    drop_rates: Tensor  # [D]
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
@@ -103,7 +105,7 @@ class Student(nn.Module):
                 setattr(net.get_submodule(parent), child, KeyedDropPath(module.drop_prob))
         self.drop_paths = [module for module in net.modules() if isinstance(module, KeyedDropPath)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
-        self.register_buffer("drop_rates", rates, persistent=False)  # [D]
+        self.register_buffer("drop_rates", rates, persistent=False)
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
         """Return the logits of normalised images [B, 3, H, W] whose views have the keys int64 [B]."""

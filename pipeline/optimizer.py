@@ -1,5 +1,7 @@
 """The optimizer and its update."""
 
+from collections.abc import Iterable
+
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ def build_optimizer(net: nn.Module, settings: Optim) -> torch.optim.Optimizer:
     Weight decay skips biases, 1-D parameters and what the model names (tokens, position embeddings): timm's rule,
     as in DeiT.
     """
-    skipped = net.no_weight_decay() if hasattr(net, "no_weight_decay") else ()
+    skipped: Iterable[str] = getattr(net, "no_weight_decay", set)()
     groups = param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=skipped)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
@@ -22,7 +24,7 @@ def build_optimizer(net: nn.Module, settings: Optim) -> torch.optim.Optimizer:
 
 
 def update(optimizer: torch.optim.Optimizer, *, lr: float, clip: float) -> Tensor:
-    """Take one optimizer step, forget the gradients, and return their norm before clipping (a scalar, on the device)."""
+    """Take one optimizer step, forget the gradients, and return their norm before clipping, a scalar on the device."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip:

@@ -27,9 +27,7 @@ class Purpose(IntEnum):
     INIT = 8
 
 
-def generator(
-    seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0
-) -> np.random.Generator:
+def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0) -> np.random.Generator:
     """Return the generator of one draw site.
 
     Philox counts its blocks in word 0 of the counter, so streams with other (sample, epoch, purpose, copy) do
@@ -43,9 +41,7 @@ GOLDEN: Final = 0x9E3779B97F4A7C15  # splitmix64, Steele, Lea and Flood 2014
 FACTORS: Final = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
-def view_keys(
-    seed: int, epoch: int, samples: NDArray[np.int64], copies: NDArray[np.int64]
-) -> NDArray[np.int64]:
+def view_keys(seed: int, epoch: int, samples: NDArray[np.int64], copies: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return one 64-bit key a view, from which the device draws its erasing noise and stochastic depth."""
     keys = np.full(len(samples), seed + int(Purpose.VIEW), dtype=np.uint64)
     for part in (np.uint64(epoch), samples.astype(np.uint64), copies.astype(np.uint64)):

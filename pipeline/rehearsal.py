@@ -47,9 +47,11 @@ def rehearse(request: Request, dataset: Dataset | None) -> int:
         output = scratch / "run"
         output.mkdir()
         data = "made-up images" if made_up else request.data
+        if process == 0:
+            print(f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {data} ...", flush=True)
         for last_step in (STEPS - 1, STEPS):
             part = replace(request, recipe=recipe, data=data, output=str(output), max_steps=last_step, resume="auto")
-            run_recipe(part, dataset)
+            run_recipe(part, dataset, quiet=True)
         if process == 0:
             report(request.recipe, recipe, images, output)
     return DONE
@@ -77,7 +79,14 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
     wait = sum(line["data_wait"] for line in timed) / len(timed)
     processes, _ = processes_of_launch()
     # an order of that many images, to count the steps of an epoch; one shard does for counting
-    order = Order((images,), recipe.seed, recipe.batch, recipe.virtual_ranks, recipe.data.repeats, epoch=recipe.data.epoch)
+    order = Order(
+        (images,),
+        recipe.seed,
+        recipe.batch,
+        recipe.virtual_ranks,
+        recipe.data.repeats,
+        epoch=recipe.data.epoch,
+    )
     steps = recipe.epochs * order.steps_per_epoch
     parameters, flops = measure(recipe)
     saved = sum(file.stat().st_size for file in (output / "checkpoints" / f"step-{STEPS:08d}").iterdir())
@@ -88,15 +97,27 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
     for row in (
         ("model", f"{recipe.model.name}, {parameters:,} parameters"),
         ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
-        ("rehearsed", f"{STEPS} steps of {rehearsed.batch} images; stopped after {STEPS - 1}, restored, evaluated"),
+        (
+            "rehearsed",
+            f"{STEPS} steps of {rehearsed.batch} images; stopped after {STEPS - 1}, restored, evaluated",
+        ),
         ("speed", f"{speed:.1f} images/s in {resolve_precision(recipe.precision)}, over {len(timed)} steps"),
         ("data wait", f"{wait:.1%} of the step"),
-        ("peak memory", f"{peak_memory() / 2**30:.2f} GiB a process, at {rehearsed.rank_batch} images a pass"),
+        (
+            "peak memory",
+            f"{peak_memory() / 2**30:.2f} GiB a process, at {rehearsed.rank_batch} images a pass",
+        ),
         ("checkpoint", f"{saved / 1e6:,.0f} MB"),
-        ("full run", f"{steps:,} steps: {recipe.epochs} epochs of {order.steps_per_epoch:,} steps, {images:,} images"),
+        (
+            "full run",
+            f"{steps:,} steps: {recipe.epochs} epochs of {order.steps_per_epoch:,} steps, {images:,} images",
+        ),
         ("batch", f"{recipe.batch} = {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch}"),
         ("peak learning rate", f"{recipe.peak_lr:.3g}"),
-        ("hosted here", f"{processes} process(es) with {shares} virtual ranks, micro-steps of {micro} images"),
+        (
+            "hosted here",
+            f"{processes} process(es) with {shares} virtual ranks, micro-steps of {micro} images",
+        ),
         ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
     ):
         table.add_row(*row)

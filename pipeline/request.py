@@ -39,7 +39,10 @@ class Request:
 
 
 def parse(recipe: Recipe, arguments: list[str], *, speaks: bool = True) -> Request:
-    """Return the request of a command line.  Raises BadRequest for unknown fields; exits for --help (0), bad values (2)."""
+    """Return the request of a command line.
+
+    Raises BadRequest for unknown fields; exits by itself for --help (0) and for values of a wrong type (2).
+    """
     request, unknown = tyro.cli(
         Request,
         default=Request(recipe=recipe),

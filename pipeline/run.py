@@ -13,7 +13,7 @@ from pipeline.config import Recipe
 from pipeline.hosting import processes_of_launch
 from pipeline.rehearsal import rehearse
 from pipeline.request import Request, check, parse
-from pipeline.session import DONE, FAILED, WRONG, run_recipe
+from pipeline.session import FAILED, WRONG, run_recipe
 from shards.errors import BadRequest, VitrailError
 
 

@@ -11,12 +11,14 @@ import timm
 from safetensors.torch import save_file
 
 from pipeline import checkpoint
+from pipeline.batch import EvaluationBatches
 from pipeline.checkpoint import Snapshot, weights_sha256
 from pipeline.config import Recipe, identity
 from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
 from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
 from pipeline.log import Log, rewind
+from pipeline.picture import draw_learnt
 from pipeline.request import Request
 from pipeline.train import Run, build, train
 from shards.dataset import Dataset
@@ -27,13 +29,13 @@ DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
 LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
 
 
-def run_recipe(request: Request, dataset: Dataset) -> int:
-    """Train, or go on training, and finish the run's folder."""
+def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> int:
+    """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
     recipe, folder = request.recipe, request.folder
     precision = resolve_precision(recipe.precision)
     accelerator = build_accelerator(precision)
     main = accelerator.is_main_process
-    say = print if main else lambda _: None
+    say: Callable[[str], None] = print if main else lambda _: None
     fingerprints = {name: index.fingerprint for name, index in dataset.splits.items()}
     snapshot = restore(request, fingerprints, say)
     step = snapshot.step if snapshot else 0
@@ -51,8 +53,15 @@ def run_recipe(request: Request, dataset: Dataset) -> int:
         evaluation = Evaluation(index, evaluation_loader(recipe, index, accelerator, workers))
     state = {"recipe": asdict(recipe), "fingerprints": fingerprints}
     seconds = snapshot.state["wall_seconds"] if snapshot else 0.0
-    options = {"main": main, "process": accelerator.process_index, "trace": request.trace_samples}
+    options = {
+        "main": main,
+        "process": accelerator.process_index,
+        "trace": request.trace_samples,
+        "quiet": quiet,
+    }
     with Log(folder, step=step, last_step=run.last_step, **options) as log:
+        if run.first_step == run.last_step:
+            log.say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
         log.say(introduction(request, run, precision, workers, resumed=snapshot is not None))
         if split is None:
             log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
@@ -66,7 +75,7 @@ def run_recipe(request: Request, dataset: Dataset) -> int:
             log.record("event", step, step / run.order.steps_per_epoch, {"event": "stopped on request"})
             log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
             return STOPPED
-        finish(run, events, recipe, folder)
+        finish(run, events, folder, dataset.classes)
     return DONE
 
 
@@ -133,8 +142,9 @@ def introduction(request: Request, run: Run, precision: str, workers: int, *, re
     )
 
 
-def finish(run: Run, events: Events, recipe: Recipe, folder: Path) -> None:
-    """Write the weights as timm loads them, and summary.json, the last file of a run."""
+def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> None:
+    """Write the weights as timm loads them, a picture of what was learnt, and summary.json, the last file of a run."""
+    recipe = run.recipe
     if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
         events.evaluate(run.last_step, record=False)
     if not events.log.main:
@@ -156,8 +166,15 @@ def finish(run: Run, events: Events, recipe: Recipe, folder: Path) -> None:
         "views_seen": run.last_step * recipe.batch,
         "weights_sha256": weights_sha256(weights),
     }
+    if events.evaluation:
+        batches = EvaluationBatches(recipe, events.evaluation.split)
+        draw_learnt(folder, run.ema.module if run.ema else run.net, batches, classes, run.device)
     write_json(folder / "summary.json", summary)
-    events.log.say(f"done      {folder / 'summary.json'}; curves: tensorboard --logdir {folder / 'tensorboard'}")
+    events.log.say(
+        f"done      {folder / 'summary.json'}\n"
+        f"picture   {folder / 'learnt.png'}\n"
+        f"curves    tensorboard --logdir {folder / 'tensorboard'}"
+    )
 
 
 def timm_config(run: Run, recipe: Recipe) -> dict[str, Any]:

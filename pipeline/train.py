@@ -147,7 +147,13 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
 
 
 def build(
-    recipe: Recipe, index: Index, accelerator: Accelerator, *, workers: int, max_steps: int, snapshot: Snapshot | None
+    recipe: Recipe,
+    index: Index,
+    accelerator: Accelerator,
+    *,
+    workers: int,
+    max_steps: int,
+    snapshot: Snapshot | None,
 ) -> Run:
     """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe."""
     net = build_model(recipe.model, recipe.data.classes, recipe.seed)

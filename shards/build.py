@@ -53,7 +53,13 @@ def build(spec: str, out: Path, *, samples_per_shard: int, holdout: float, proce
             chosen = tuple(items[first : first + samples_per_shard])
             jobs.append(Job(spec, origin, chosen, out / split / f"{number:06d}.tar"))
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start, initargs=(spec,)) as pool:
-        rows = dict(zip((job.tar for job in jobs), progress(pool.map(write_shard, jobs), len(jobs), "writing"), strict=True))
+        rows = dict(
+            zip(
+                (job.tar for job in jobs),
+                progress(pool.map(write_shard, jobs), len(jobs), "writing"),
+                strict=True,
+            )
+        )
     indexes = {}
     for split in splits:
         parts = [(describe(job.tar, rows[job.tar]), rows[job.tar]) for job in jobs if job.tar.parent.name == split]
@@ -103,7 +109,7 @@ def start(spec: str) -> None:
 def write_shard(job: Job) -> Rows:
     """Write one shard, unless a former build wrote it, and return its index rows, read back from the tar."""
     if not job.tar.exists():
-        from webdataset import TarWriter
+        from webdataset.writer import TarWriter
 
         # a fixed time and owner: the same source gives the same bytes
         with atomic_write(job.tar) as file, TarWriter(file, encoder=False, mtime=0) as tar:
@@ -112,4 +118,3 @@ def write_shard(job: Job) -> Rows:
                 content, extension = _source.read(job.split, item)
                 tar.write({"__key__": key, extension: content, "cls": str(label).encode()})
     return index_tar(job.tar)
-

@@ -1,12 +1,12 @@
 """The exceptions that users meet.
 
-    VitrailError
-    ├── BadRequest        the request was wrong; carries every problem found (exit code 2)
-    ├── SourceError       images offered to `vitrail shards build` cannot be used
-    ├── ShardError        a tar or its index is missing, torn or altered
-    ├── SampleError       one sample cannot be used: wrong bytes, or no image in them
-    ├── CheckpointError   no checkpoint fits, or the one named is torn
-    └── TrainingError     the run cannot go on: a non-finite loss, too many bad samples
+VitrailError
+├── BadRequest        the request was wrong; carries every problem found (exit code 2)
+├── SourceError       images offered to `vitrail shards build` cannot be used
+├── ShardError        a tar or its index is missing, torn or altered
+├── SampleError       one sample cannot be used: wrong bytes, or no image in them
+├── CheckpointError   no checkpoint fits, or the one named is torn
+└── TrainingError     the run cannot go on: a non-finite loss, too many bad samples
 """
 
 

@@ -105,7 +105,10 @@ def index_tar(path: Path) -> Rows:
         raise ShardError(f"{path}: {error}. Copy this shard again.") from error
     except ValueError as error:
         raise ShardError(f"{path}: a .cls file holds no class number ({error}).") from error
-    for found, wanted, what in ((images, labels, "label (.cls)"), (labels, images, "image (.jpg, .png, .webp)")):
+    for found, wanted, what in (
+        (images, labels, "label (.cls)"),
+        (labels, images, "image (.jpg, .png, .webp)"),
+    ):
         if missing := [key for key in found if key not in wanted]:
             raise ShardError(f"{path}: {len(missing)} samples have no {what}, the first is {missing[0]!r}.")
     if not images:

@@ -21,7 +21,7 @@ SPLITS: Final = ("train", "val", "test")
 class Source(Protocol):
     """Labelled images.  `items[split]` is a list of (key, class number); `read` gives one of them, encoded."""
 
-    classes: Sequence[str]
+    classes: list[str]
     items: dict[str, list[tuple[str, int]]]
 
     def read(self, split: str, item: int) -> tuple[bytes, str]:
@@ -47,7 +47,9 @@ def open_source(spec: str) -> Source:
     )
 
 
-def arrange(names: Sequence[str], where: str) -> tuple[list[str], dict[str, list[tuple[str, int]]], dict[str, list[str]]]:
+def arrange(
+    names: Sequence[str], where: str
+) -> tuple[list[str], dict[str, list[tuple[str, int]]], dict[str, list[str]]]:
     """Sort image paths into classes and splits.
 
     Takes paths `[above/...]<split>/<class>/...image` or `[above/...]<class>/...image` and returns the class

@@ -15,7 +15,7 @@ def make_dataset(
     folder: Path, *, classes: int, size: int, samples: dict[str, int], samples_per_shard: int = 16
 ) -> Dataset:
     """Write JPEGs of `size` pixels, `samples[split]` of them in each split, and return the data set."""
-    from webdataset import TarWriter
+    from webdataset.writer import TarWriter
 
     indexes = {}
     for number, (split, count) in enumerate(samples.items()):

@@ -1,0 +1,37 @@
+# The words that people and CI use.  Each does the set-up it needs; a second call does not install again.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
+	@$(BIN)/vitrail preview deit_digits --data demo/digits --output demo/views.png
+	@$(LAUNCH) recipes/deit_digits.py --data demo/digits --output demo/run
+	@echo "Look at   demo/run/learnt.png   what it learnt"
+	@echo "          demo/views.png        the images as the model sees them"
+	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
+
+$(VENV)/installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Vitrail needs Python 3.11 or newer; name one: make PYTHON=python3.12"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,47 @@
+"""`vitrail preview`: the images as the model sees them, original beside views."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from matplotlib.figure import Figure
+
+from pipeline.augment import center
+from pipeline.batch import TrainingBatches, erase, normalize
+from pipeline.config import Recipe
+from pipeline.decode import decode
+from pipeline.mix import mix_images
+from shards.index import Index
+
+ROWS: Final = 6
+VIEWS: Final = 4
+
+
+def draw_preview(recipe: Recipe, index: Index, path: Path) -> None:
+    """Write a picture: in each row an image, views of it, and what the model sees after erasing and mixing."""
+    batches = TrainingBatches(recipe, index)
+    batch = batches[0, 0]
+    keys = torch.from_numpy(batch.keys)
+    seen = mix_images(erase(normalize(batch.images, recipe.model, keys.device), batch.boxes, keys), batch.mixing)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.model.mean, recipe.model.std))
+    seen = (seen * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    samples = list(dict.fromkeys(batch.samples.tolist()))[:ROWS]
+    figure = Figure(figsize=(1.6 * (VIEWS + 2), 1.6 * len(samples) + 0.4), layout="constrained")
+    axes = figure.subplots(len(samples), VIEWS + 2, squeeze=False)
+    for row, sample in zip(axes, samples, strict=True):
+        slot = batch.samples.tolist().index(sample)
+        original = decode(batches.reader.read(sample), index.key(sample))
+        views = [batches.view(original, sample, batches.order.views(0, 0).epoch, copy) for copy in range(VIEWS)]
+        pictures = [
+            center(original, recipe.model.img_size, recipe.eval.crop_ratio),
+            *views,
+            seen[slot].numpy(),
+        ]
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(picture)
+            axis.set_axis_off()
+    titles = ("image", *(f"view {copy}" for copy in range(VIEWS)), "erased, mixed")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,81 @@
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import identity, problems
+from pipeline.request import check, parse
+from recipes.deit_small import RECIPE
+from shards.dataset import Dataset
+from shards.errors import BadRequest
+from tests.conftest import TINY
+
+
+def test_a_recipe_of_the_repository_has_no_problem() -> None:
+    assert problems(RECIPE, None, processes=8) == []
+
+
+def test_all_problems_are_found_at_once(dataset: Dataset) -> None:
+    wrong = replace(
+        TINY,
+        batch=80,
+        epochs=0,
+        seed=-1,
+        model=replace(TINY.model, name="deit_smal_patch16_224", patch_size=5),
+        data=replace(TINY.data, classes=10),
+        mix=replace(TINY.mix, smoothing=2.0),
+    )
+    found = "\n".join(problems(wrong, dataset, processes=4))
+    for words in (
+        "--batch 80 cannot be divided among --virtual-ranks 3; the nearest number that divides it is 2",
+        "--epochs is 0",
+        "--seed is -1",
+        "near: deit_small_patch16_224",
+        "--model.img-size 16 is not a multiple of --model.patch-size 5",
+        "has 4 classes, the recipe's model 10 outputs",
+        "--mix.smoothing is 2.0",
+        "4 processes cannot host --virtual-ranks 3",
+        "--batch 80 is more than the 70 training images",
+    ):
+        assert words in found
+
+
+def test_fields_are_set_by_their_dotted_names() -> None:
+    arguments = ["--data", "D", "--optim.lr", "3e-4", "--optim.weight-decay", "0.1", "--data.workers", "3"]
+    request = parse(TINY, [*arguments, "--seed", "7", "--dry-run", "--augment.scale", "0.2", "0.9"])
+    assert (request.data, request.dry_run, request.recipe.seed) == ("D", True, 7)
+    assert (request.recipe.optim.lr, request.recipe.optim.weight_decay) == (3e-4, 0.1)
+    assert (request.recipe.data.workers, request.recipe.augment.scale) == (3, (0.2, 0.9))
+
+
+def test_an_unknown_field_names_the_nearest_beside_the_other_problems(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest) as caught:
+        parse(TINY, ["--optim.lrr", "1", "--batch", "7", "--data", str(tmp_path / "none")])
+    found = "\n".join(caught.value.problems)
+    assert "--optim.lrr is not a field of this recipe; did you mean --optim.lr?" in found
+    assert "none: no such folder. Build one with: vitrail shards build" in found
+    assert "--batch 7 cannot be divided" in found
+
+
+def test_missing_data_and_an_output_that_cannot_be_written_are_named_together(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    request = parse(TINY, ["--output", str(tmp_path / "file" / "run")])
+    found = "\n".join(check(request)[0])
+    assert "--data is missing" in found
+    assert "cannot be written to (Not a directory)" in found
+
+
+def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path) -> None:
+    found = check(parse(TINY, ["--data", str(tmp_path), "--output", str(tmp_path / "run")]))[0]
+    assert any("no shards here" in problem and "vitrail shards build" in problem for problem in found)
+
+
+def test_a_recipe_comes_back_from_json_as_the_same_run() -> None:
+    assert identity(json.loads(json.dumps(asdict(TINY)))) == identity(TINY)
+
+
+def test_hosting_is_no_part_of_what_a_run_is() -> None:
+    hosted = replace(TINY, micro_batch=1, precision="bf16", data=replace(TINY.data, workers=9))
+    assert identity(hosted) == identity(TINY)
+    assert identity(replace(TINY, seed=1)) != identity(TINY)

@@ -1,0 +1,184 @@
+import gc
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from shards.build import build, write_shard
+from shards.dataset import index_dataset, read_dataset, verify_split
+from shards.errors import ShardError, SourceError
+from shards.reader import Reader
+
+OPTIONS = {"samples_per_shard": 5, "holdout": 0.0, "processes": 2}
+
+
+def make_folder(root: Path, splits: tuple[str, ...] = ("train/", "test/"), images: int = 7) -> Path:
+    for split in splits:
+        for number, name in enumerate(("cat", "dog", "newt")):
+            folder = root / f"{split}{name}"
+            folder.mkdir(parents=True)
+            for i in range(images):
+                Image.new("RGB", (9 + i, 8), (number * 80, i * 9, 50)).save(folder / f"{i:03d}.v1.jpg")
+    return root
+
+
+def tar_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*.tar"))}
+
+
+def test_the_same_source_gives_the_same_bytes_on_any_number_of_processes(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    one = build(str(source), tmp_path / "one", **OPTIONS | {"processes": 1})
+    two = build(str(source), tmp_path / "two", **OPTIONS)
+    assert tar_bytes(one.folder) == tar_bytes(two.folder)
+    assert one.splits["train"].fingerprint == two.splits["train"].fingerprint
+    assert sorted(path.name for path in two.folder.iterdir()) == ["dataset.json", "test", "train"]
+
+
+def test_a_zip_gives_what_its_folder_gives(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    with zipfile.ZipFile(tmp_path / "source.zip", "w") as archive:
+        for path in sorted(source.rglob("*.jpg")):
+            archive.write(path, Path("above") / path.relative_to(source))
+    from_folder = build(str(source), tmp_path / "folder", **OPTIONS)
+    from_zip = build(str(tmp_path / "source.zip"), tmp_path / "zip", **OPTIONS)
+    assert from_zip.classes == from_folder.classes == ("cat", "dog", "newt")
+    assert tar_bytes(from_zip.folder) == tar_bytes(from_folder.folder)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_every_sample_that_the_index_names(tmp_path: Path) -> None:
+    dataset = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
+    index = dataset.splits["train"]
+    reader = Reader(index)
+    expected = {index.key(i): (reader.read(i), index.rows["label"][i]) for i in range(len(index))}
+    tars = [str(path) for path in sorted((tmp_path / "out" / "train").glob("*.tar"))]
+    found = {s["__key__"]: (s["jpg"], int(s["cls"])) for s in webdataset.WebDataset(tars, shardshuffle=False)}
+    gc.collect()  # webdataset leaves its files to the collector, which warns of them
+    assert len(found) == 21
+    assert found == expected
+
+
+def test_no_shard_holds_one_class_alone(tmp_path: Path) -> None:
+    index = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS).splits["train"]
+    for first, last in zip(index.starts[:-1], index.starts[1:], strict=True):
+        assert last - first == 1 or len(set(index.rows["label"][first:last])) > 1
+
+
+def test_digits_are_the_1437_and_360_of_the_demo(tmp_path: Path) -> None:
+    dataset = build("digits", tmp_path / "out", samples_per_shard=1000, holdout=0, processes=1)
+    assert {name: len(index) for name, index in dataset.splits.items()} == {"train": 1437, "test": 360}
+    image = Image.open(io.BytesIO(Reader(dataset.splits["test"]).read(0)))
+    assert (image.size, image.mode) == ((8, 8), "L")
+
+
+def test_a_source_without_splits_can_have_a_part_held_out(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source", splits=("",))
+    dataset = build(str(source), tmp_path / "out", **OPTIONS | {"holdout": 0.2})
+    assert {name: len(index) for name, index in dataset.splits.items()} == {"train": 17, "val": 4}
+
+
+def test_a_torchvision_set_is_built_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    class Toy:
+        classes = ("a", "b")
+
+        def __init__(self, root: Path, train: bool) -> None:
+            self.targets = [0, 1, 1] if train else [1]
+
+        def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+            return Image.new("L", (5, 5), 10 * i), self.targets[i]
+
+    monkeypatch.setattr(torchvision.datasets, "Toy", Toy, raising=False)
+    from shards.sources import open_source
+
+    source = open_source("torchvision:Toy")
+    assert source.items["train"] == [("0000000", 0), ("0000001", 1), ("0000002", 1)]
+    content, extension = source.read("train", 2)
+    assert extension == "png"
+    assert np.array(Image.open(io.BytesIO(content)))[0, 0].tolist() == [20, 20, 20]
+
+
+def test_an_interrupted_build_goes_on_with_the_missing_shards(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    whole = build(str(source), tmp_path / "whole", **OPTIONS)
+    half = tmp_path / "half"
+    build(str(source), half, **OPTIONS)
+    kept = half / "train" / "000000.tar"
+    before = kept.stat().st_mtime_ns
+    for path in (half / "dataset.json", half / "train" / "000001.tar"):
+        path.unlink()
+    (half / "train" / ".000001.tar.99.tmp").write_bytes(b"torn")
+    build(str(source), half, **OPTIONS)
+    assert tar_bytes(half) == tar_bytes(whole.folder)
+    assert kept.stat().st_mtime_ns == before
+    assert write_shard  # the part that a former build leaves out
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("{tmp}/nothing", "no such file or folder"),
+        ("{tmp}/text", "neither a folder nor a zip"),
+        ("{tmp}/empty", "no images"),
+        ("torchvision:Nonsense", "torchvision has no data set 'Nonsense'"),
+    ],
+)
+def test_a_source_that_cannot_be_used_is_explained(tmp_path: Path, spec: str, words: str) -> None:
+    (tmp_path / "text").write_text("no images")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=words):
+        build(spec.format(tmp=tmp_path), tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_finished_data_set_is_not_written_over(tmp_path: Path) -> None:
+    build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
+    with pytest.raises(SourceError, match="holds a data set already"):
+        build("digits", tmp_path / "out", **OPTIONS)
+
+
+def test_tars_made_elsewhere_are_indexed_and_not_touched(tmp_path: Path) -> None:
+    built = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
+    before = tar_bytes(built.folder)
+    for path in [built.folder / "dataset.json", *built.folder.rglob("index.*")]:
+        path.unlink()
+    with pytest.raises(ShardError, match="vitrail shards index"):
+        read_dataset(built.folder)
+    again = index_dataset(built.folder, processes=2)
+    assert again.classes == ("0", "1", "2")
+    assert again.splits["train"].fingerprint == built.splits["train"].fingerprint
+    assert tar_bytes(built.folder) == before
+
+
+@pytest.mark.parametrize("cut", [512, 1024, 1300, -1024, -10240])
+def test_a_tar_that_is_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, cut: int) -> None:
+    built = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
+    tar = built.folder / "train" / "000000.tar"
+    content = tar.read_bytes().rstrip(b"\0")
+    content += bytes(-len(content) % 512)
+    tar.write_bytes(content[: cut if cut > 0 else len(content) + max(cut, -len(content) // 2)])
+    with pytest.raises(ShardError, match=r"000000\.tar"):
+        index_dataset(built.folder, processes=1)
+
+
+def test_verify_names_every_sample_whose_bytes_differ(tmp_path: Path) -> None:
+    built = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
+    index = built.splits["train"]
+    assert verify_split(index) == []
+    with (built.folder / "train" / "000001.tar").open("r+b") as file:
+        file.seek(int(index.rows["offset"][7]) + 20)
+        file.write(b"\xff\x00\xff")
+    os.truncate(built.folder / "train" / "000002.tar", 700)
+    (built.folder / "train" / "000003.tar").unlink()
+    problems = verify_split(index)
+    assert any(repr(index.key(7)) in problem and "CRC" in problem for problem in problems)
+    assert any("000002.tar: 700 bytes, the index says" in problem for problem in problems)
+    assert any("000003.tar: missing" in problem for problem in problems)
+    assert not any(repr(index.key(0)) in problem for problem in problems)
