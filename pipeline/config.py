@@ -21,7 +21,7 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 class Model:
     """A timm model; fields that are None stay as its name says."""
 
-    name: str  # any model of timm, or of pipeline/models.py
+    name: str  # any model of timm
     img_size: int = 224  # side of the square input, pixels
     patch_size: int | None = None  # pixels
     width: int | None = None  # embedding dimension
@@ -207,9 +207,6 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
             f"--batch {recipe.batch} cannot be divided among --virtual-ranks {recipe.virtual_ranks}; "
             f"the nearest number that divides it is {nearest}."
         )
-    from pipeline.models import register  # registers our own models with timm, at first use
-
-    register()
     if recipe.model.name not in (known := list_models()) and recipe.model.name.split(".")[0] not in known:
         near = difflib.get_close_matches(recipe.model.name, known, n=3)
         yield f"--model.name {recipe.model.name!r} is not known to timm" + (
@@ -238,7 +235,7 @@ def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
             f"{dataset.folder} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
             f"To train on this data: --data.classes {len(dataset.classes)}"
         )
-    for name, index in dataset.splits.items():
+    for index in dataset.splits.values():
         highest = int(index.rows["label"].max())
         if highest >= len(dataset.classes):
             yield f"{index.folder}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."

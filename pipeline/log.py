@@ -41,9 +41,9 @@ class Log:
         self._bar: Progress | None = None
         if trace:
             (folder / "trace").mkdir(exist_ok=True)
-            self._trace = (folder / "trace" / f"rank-{process}.jsonl").open("a")
+            self._trace = (folder / "trace" / f"rank-{process}.jsonl").open("a", buffering=1)
         if main:
-            self._metrics = (folder / "metrics.jsonl").open("a")
+            self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
             if self._console.is_terminal and not quiet:
                 columns = (
@@ -84,7 +84,6 @@ class Log:
         if not self._metrics or not self._board:
             return
         self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **values}) + "\n")
-        self._metrics.flush()
         prefix = "/".join(str(values[name]) for name in ("split", "weights") if name in values) or kind
         for name, value in values.items():
             if isinstance(value, float):

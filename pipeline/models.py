@@ -4,43 +4,17 @@ Shapes: B images of a batch, D stochastic-depth modules.
 """
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
 from timm.layers import DropPath
-from timm.models import VisionTransformer, register_model
-from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from pipeline.config import Model
 from pipeline.randomness import Purpose, generator, uniforms
 from shards.errors import BadRequest
-
-VIT_MINI: Final = {"img_size": 32, "patch_size": 4, "embed_dim": 192, "depth": 6, "num_heads": 3}
-
-
-def register() -> None:
-    """Add our own models to timm's registry; calling it again does nothing."""
-    for entry in (vit_mini_patch4_32, vit_mini_distilled_patch4_32):
-        if not timm.is_model(entry.__name__):
-            register_model(entry)
-
-
-def vit_mini_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """A ViT for small images: 32 px, patches of 4, 6 blocks of width 192 with 3 heads."""
-    return VisionTransformer(**VIT_MINI | _without_timm_extras(overrides))
-
-
-def vit_mini_distilled_patch4_32(pretrained: bool = False, **overrides: Any) -> nn.Module:
-    """The same with DeiT's distillation token."""
-    return VisionTransformerDistilled(**VIT_MINI | _without_timm_extras(overrides))
-
-
-def _without_timm_extras(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Drop what timm's factory hands to every entry and only its own builder takes."""
-    return {name: value for name, value in overrides.items() if not name.startswith(("pretrained_", "cache_"))}
 
 
 def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
@@ -48,16 +22,7 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
 
     Raises BadRequest where the model does not take the settings, or a checkpoint does not fit.
     """
-    register()
-    options: dict[str, Any] = {
-        "patch_size": settings.patch_size,
-        "embed_dim": settings.width,
-        "depth": settings.depth,
-        "num_heads": settings.heads,
-        "drop_path_rate": settings.drop_path or None,
-        "img_size": settings.img_size,
-    }
-    options = {name: value for name, value in options.items() if value is not None}
+    options = shape(settings) | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
     # timm initialises from torch's global generator: give it a seed of its own, and the caller's state back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, Purpose.INIT).integers(2**63)))
@@ -73,6 +38,18 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
         except (OSError, RuntimeError) as error:
             raise BadRequest([f"--model.checkpoint {settings.checkpoint}: {error}"]) from error
     return model
+
+
+def shape(settings: Model) -> dict[str, Any]:
+    """Return what a model's settings change of the timm model it is named for, as timm's arguments."""
+    arguments = {
+        "img_size": settings.img_size,
+        "patch_size": settings.patch_size,
+        "embed_dim": settings.width,
+        "depth": settings.depth,
+        "num_heads": settings.heads,
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
 
 
 class KeyedDropPath(nn.Module):

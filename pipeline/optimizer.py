@@ -1,6 +1,6 @@
 """The optimizer and its update."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -15,7 +15,7 @@ def build_optimizer(net: nn.Module, settings: Optim) -> torch.optim.Optimizer:
     Weight decay skips biases, 1-D parameters and what the model names (tokens, position embeddings): timm's rule,
     as in DeiT.
     """
-    skipped: Iterable[str] = getattr(net, "no_weight_decay", set)()
+    skipped: Collection[str] = getattr(net, "no_weight_decay", set)()
     groups = param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=skipped)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)

@@ -27,7 +27,8 @@ def draw_learnt(
     with torch.inference_mode():
         probabilities = net(normalize(images, recipe.model, device)).float().softmax(1).cpu()
     figure = Figure(figsize=(COLUMNS, 1.3 * ROWS + 3), layout="constrained")
-    upper, lower = np.ravel(figure.subfigures(2, 1, height_ratios=(1.3 * ROWS, 3)))
+    grid = figure.add_gridspec(2, 1, height_ratios=(1.3 * ROWS, 3))
+    upper, lower = (figure.add_subfigure(grid[row, 0]) for row in range(2))
     axes = upper.subplots(ROWS, COLUMNS).flat
     for axis in axes:
         axis.set_axis_off()

@@ -18,6 +18,7 @@ from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
 from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
 from pipeline.log import Log, rewind
+from pipeline.models import shape
 from pipeline.picture import draw_learnt
 from pipeline.request import Request
 from pipeline.train import Run, build, train
@@ -180,8 +181,6 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
 def timm_config(run: Run, recipe: Recipe) -> dict[str, Any]:
     """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model."""
     model = recipe.model
-    arguments = {"img_size": model.img_size, "patch_size": model.patch_size, "embed_dim": model.width}
-    arguments |= {"depth": model.depth, "num_heads": model.heads}
     return {
         "architecture": timm.models.split_model_name_tag(model.name)[0],
         "num_classes": recipe.data.classes,
@@ -194,5 +193,5 @@ def timm_config(run: Run, recipe: Recipe) -> dict[str, Any]:
             "crop_pct": recipe.eval.crop_ratio,
             "num_classes": recipe.data.classes,
         },
-        "model_args": {name: value for name, value in arguments.items() if value is not None},
+        "model_args": shape(model),
     }

@@ -10,7 +10,7 @@ from pipeline.run import main
 
 RECIPE = Recipe(
     name="deit_cifar10",
-    model=Model(name="vit_mini_patch4_32", img_size=32, width=128, heads=4, drop_path=0.1),
+    model=Model(name="deit_tiny_patch16_224", img_size=32, patch_size=4, width=128, depth=6, heads=4, drop_path=0.1),
     data=Data(classes=10, images=50_000, repeats=3),
     augment=Augment(crop="padded", pad=4, rand_ops=2, rand_magnitude=9, rand_std=0.5, erase=0.25),
     mix=Mix(mixup_alpha=0.8, cutmix_alpha=1.0, switch_prob=0.5, smoothing=0.1),

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 TINY = Recipe(
     name="tiny",
-    model=Model(name="vit_mini_patch4_32", img_size=16, patch_size=8, width=32, depth=2, heads=2, drop_path=0.3),
+    model=Model(name="deit_tiny_patch16_224", img_size=16, patch_size=8, width=32, depth=2, heads=2, drop_path=0.3),
     data=Data(classes=4, images=70, repeats=3, window=16, workers=1),
     augment=Augment(crop="resized", rand_ops=2, erase=0.5),
     mix=Mix(mixup_alpha=0.8, cutmix_alpha=1.0, smoothing=0.1),
@@ -60,7 +59,9 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(script: Path, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    script: Path, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
     """Start a recipe as a user does, on one process or on several."""
     command = [sys.executable]
     if processes > 1:
@@ -75,9 +76,11 @@ def start(script: Path, *arguments: Any, processes: int = 1, env: dict[str, str]
     )
 
 
-def run(script: Path, *arguments: Any, processes: int = 1, code: int = 0) -> subprocess.CompletedProcess[str]:
+def run(
+    script: Path, *arguments: Any, processes: int = 1, code: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end and check its exit code."""
-    process = start(script, *arguments, processes=processes)
+    process = start(script, *arguments, processes=processes, env=env)
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, out + err
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -98,6 +101,3 @@ def traces(folder: Path) -> list[dict[str, Any]]:
 def summary(folder: Path) -> dict[str, Any]:
     """Return summary.json."""
     return json.loads((folder / "summary.json").read_text())
-
-
-__all__ = ["ROOT", "TINY", "metrics", "replace", "run", "start", "summary", "traces"]

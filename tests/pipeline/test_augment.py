@@ -35,7 +35,9 @@ def test_rand_augment_applies_an_operation_half_of_the_time() -> None:
     changed = 0
     for sample in range(400):
         rng = generator(0, Purpose.AUGMENT, sample=sample)
-        changed += not np.array_equal(np.asarray(rand_augment(PHOTO, replace(DEIT, rand_ops=1), rng)), np.asarray(PHOTO))
+        changed += not np.array_equal(
+            np.asarray(rand_augment(PHOTO, replace(DEIT, rand_ops=1), rng)), np.asarray(PHOTO)
+        )
     # half, less the few operations that leave this picture as it is
     assert 150 < changed < 220
 

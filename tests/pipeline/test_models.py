@@ -37,7 +37,7 @@ def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:
         Model(name="deit_tiny_distilled_patch16_224", img_size=64),
         Model(name="deit_small_patch16_224", img_size=48, patch_size=8),
         Model(name="vit_tiny_patch16_224", img_size=384),
-        Model(name="vit_mini_distilled_patch4_32", img_size=32),
+        Model(name="deit_tiny_distilled_patch16_224", img_size=32, patch_size=4, width=48, depth=2, heads=3),
     ],
 )
 def test_models_take_any_image_and_patch_size(settings: Model) -> None:
@@ -79,7 +79,7 @@ def test_paths_are_dropped_at_their_rates_and_kept_ones_scaled() -> None:
 
 def test_in_eval_mode_the_student_is_the_timm_model() -> None:
     net = build_model(TINY.model, 4, seed=0).eval()
-    plain = timm.create_model("vit_mini_patch4_32", num_classes=4, img_size=16, patch_size=8, embed_dim=32, depth=2,
+    plain = timm.create_model("deit_tiny_patch16_224", num_classes=4, img_size=16, patch_size=8, embed_dim=32, depth=2,
                               num_heads=2).eval()  # fmt: skip
     plain.load_state_dict(net.state_dict())
     assert torch.equal(Student(net).eval()(IMAGES, KEYS), plain(IMAGES))

@@ -1,0 +1,327 @@
+"""Runs, whole: as a user starts them, in this process where nothing but the numbers matters."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline import checkpoint
+from pipeline.checkpoint import CheckpointError
+from pipeline.config import Recipe
+from pipeline.request import Request
+from pipeline.run import carry_out
+from shards.dataset import Dataset
+from shards.errors import BadRequest, TrainingError
+from tests.conftest import TINY, metrics, run, start, summary, traces
+
+HERE = replace(TINY, data=replace(TINY.data, workers=0))  # without loader processes
+STEPS = 4 * (70 // 12)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Forget Accelerate's process-wide state and our signal handlers after each run in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def train_here(dataset: Dataset, folder: Path, recipe: Recipe = HERE, **options: object) -> int:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return carry_out(Request(recipe=recipe, data=str(dataset.folder), output=str(folder), **options))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: Dataset, script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken run on one process."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    run(script, "--data", dataset.folder, "--output", folder, "--trace-samples")
+    return folder
+
+
+def test_a_run_leaves_what_the_design_promises(unbroken: Path) -> None:
+    assert {path.name for path in unbroken.iterdir()} == {
+        "recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "model.safetensors", "model_ema.safetensors",
+        "config.json", "tensorboard", "trace", "learnt.png",
+    }  # fmt: skip
+    train = metrics(unbroken, "train")
+    assert [line["step"] for line in train] == list(range(1, STEPS + 1))
+    assert set(train[0]) == {
+        "kind", "step", "epoch", "loss", "lr", "images_per_second", "data_wait", "grad_norm",
+    }  # fmt: skip
+    evaluations = metrics(unbroken, "eval")
+    assert [(line["weights"], line["samples"], line["split"]) for line in evaluations] == [
+        ("raw", 21, "test"),
+        ("ema", 21, "test"),
+    ]
+    done = summary(unbroken)
+    assert (done["steps"], done["epochs"], done["views_seen"]) == (STEPS, 4, STEPS * 12)
+    assert done["top1"] == evaluations[0]["top1"]
+    assert [path.name for path in checkpoint.checkpoints(unbroken / "checkpoints")] == [
+        f"step-{STEPS:08d}",
+        f"step-{STEPS - 2:08d}",
+    ]
+    assert (unbroken / "checkpoints" / "latest").read_text() == f"step-{STEPS:08d}\n"
+    described = json.loads((unbroken / "recipe.json").read_text())
+    assert described["versions"]["timm"] == timm.__version__
+    assert described["recipe"]["optim"]["lr"] == 1e-3
+
+
+def test_timm_loads_the_folder_of_a_run(unbroken: Path) -> None:
+    net = timm.create_model(f"local-dir:{unbroken}", pretrained=True)
+    weights = load_file(unbroken / "model.safetensors")
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
+    assert net.pretrained_cfg["crop_pct"] == 0.875
+
+
+def test_tensorboard_shows_curves_and_pictures(unbroken: Path) -> None:
+    events = EventAccumulator(str(unbroken / "tensorboard"))
+    events.Reload()
+    assert {"train/loss", "train/lr", "train/images_per_second", "train/data_wait", "test/raw/top1"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert "train/augmented" in events.Tags()["images"]
+    assert len(events.Scalars("train/loss")) == STEPS
+
+
+KILLED = """import os, signal, time
+from pathlib import Path
+from pipeline import checkpoint
+from pipeline.events import Events
+from pipeline.run import main
+from tests.conftest import TINY
+
+after_step, save_file = Events.after_step, checkpoint.save_file
+
+def dying_after_step(self, step, losses, norm):
+    if os.environ["KILL"] == "never, but slowly":
+        time.sleep(0.2)
+    if os.environ["KILL"] == f"step {step}":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return after_step(self, step, losses, norm)
+
+def dying_save(tensors, path):
+    save_file(tensors, path)
+    if os.environ["KILL"] == f"save {Path(path).parent.name[-12:-4]}":
+        os.truncate(path, 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Events.after_step, checkpoint.save_file = dying_after_step, dying_save
+if __name__ == "__main__":
+    main(TINY)
+"""
+
+
+def test_a_run_killed_at_several_steps_and_in_a_save_ends_with_the_same_weights(
+    dataset: Dataset, unbroken: Path, tmp_path: Path
+) -> None:
+    script, folder = tmp_path / "tiny.py", tmp_path / "run"
+    script.write_text(KILLED)
+    arguments = ("--data", dataset.folder, "--output", folder, "--trace-samples")
+    for moment in ("step 1", "step 6", "save 00000008", "step 13"):
+        process = start(script, *arguments, env={"KILL": moment})
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == -signal.SIGKILL, err
+    run(script, *arguments, env={"KILL": "never"})
+    assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+    assert traces(folder) == traces(unbroken)
+    assert [line["step"] for line in metrics(folder, "train")] == list(range(1, STEPS + 1))
+    losses = [[line["loss"] for line in metrics(path, "train")] for path in (folder, unbroken)]
+    assert losses[0] == losses[1]
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.dist
+def test_two_processes_and_two_resumed_as_one_see_the_same_views_and_weights(
+    dataset: Dataset, unbroken: Path, script: Path, tmp_path: Path
+) -> None:
+    data = ("--data", dataset.folder, "--trace-samples")
+    run(script, *data, "--output", tmp_path / "two", processes=2)
+    run(script, *data, "--output", tmp_path / "mixed", "--max-steps", 7, processes=2)
+    run(script, *data, "--output", tmp_path / "mixed")
+    one = load_file(unbroken / "model.safetensors")
+    for folder in (tmp_path / "two", tmp_path / "mixed"):
+        assert traces(folder) == traces(unbroken)
+        other = load_file(folder / "model.safetensors")
+        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
+        for ours, theirs in zip(metrics(folder, "train"), metrics(unbroken, "train"), strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    two = metrics(tmp_path / "two", "eval")
+    assert [line["samples"] for line in two] == [21, 21]
+    assert [line["top1"] for line in two] == [line["top1"] for line in metrics(unbroken, "eval")]
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_micro_batches_give_the_same_weights(
+    dataset: Dataset, unbroken: Path, tmp_path: Path, micro_batch: int
+) -> None:
+    train_here(dataset, tmp_path, replace(HERE, micro_batch=micro_batch))
+    one, other = (load_file(folder / "model.safetensors") for folder in (unbroken, tmp_path))
+    assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
+
+
+def test_loader_workers_do_not_change_a_bit(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
+    train_here(dataset, tmp_path)
+    assert summary(tmp_path)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
+    script = tmp_path / "tiny.py"
+    script.write_text(KILLED)
+    arguments = ("--data", dataset.folder, "--output", tmp_path / "run", "--checkpoint.every-steps", 0)
+    process = start(script, *arguments, env={"KILL": "never, but slowly"})
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run", "train"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # a second request changes nothing
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, out + err
+    assert "Stopped on request; a checkpoint is saved" in out
+    assert "Traceback" not in err
+    run(script, *arguments, env={"KILL": "never"})
+    assert summary(tmp_path / "run")["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_another_recipe_is_refused_with_the_fields_that_differ(dataset: Dataset, tmp_path: Path) -> None:
+    train_here(dataset, tmp_path, max_steps=2)
+    with pytest.raises(BadRequest) as caught:
+        train_here(dataset, tmp_path, replace(HERE, seed=1, optim=replace(HERE.optim, lr=0.5)))
+    found = "\n".join(caught.value.problems)
+    assert "optim.lr = 0.001, the request says 0.5" in found
+    assert "seed = 0, the request says 1" in found
+    with pytest.raises(BadRequest, match="holds a run already"):
+        train_here(dataset, tmp_path, resume="never")
+
+
+@pytest.mark.parametrize("damage", ["torn", "altered", "state"])
+def test_a_damaged_checkpoint_is_passed_over_aloud(
+    dataset: Dataset, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    newest = folder / "checkpoints" / f"step-{STEPS:08d}"
+    if damage == "torn":
+        os.truncate(newest / "model.safetensors", 1000)
+    elif damage == "altered":
+        with (newest / "optimizer.safetensors").open("r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b"\x01\x02\x03")
+    else:
+        text = (newest / "state.json").read_text()
+        (newest / "state.json").write_text(text.replace('"wall_seconds": ', '"wall_seconds": 1'))
+    train_here(dataset, folder)
+    assert "torn or altered" in capsys.readouterr().out
+    assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_with_no_whole_checkpoint_the_run_says_so_and_stops(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    for path in checkpoint.checkpoints(folder / "checkpoints"):
+        os.truncate(path / "model.safetensors", 10)
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints is whole"):
+        train_here(dataset, folder)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(dataset: Dataset, tmp_path: Path) -> None:
+    wild = replace(
+        HERE, optim=replace(HERE.optim, lr=1e38, warmup_epochs=0), checkpoint=replace(HERE.checkpoint, every_steps=1)
+    )
+    with pytest.raises(
+        TrainingError, match=r"step \d+: the (loss|gradient) is not finite.*Samples: virtual rank"
+    ) as caught:
+        train_here(dataset, tmp_path, wild)
+    step = int(str(caught.value).split()[1].rstrip(":"))
+    newest = checkpoint.load(checkpoint.checkpoints(tmp_path / "checkpoints")[0]) if step else None
+    assert newest is None or newest.step <= step
+    (event,) = metrics(tmp_path, "event")
+    assert event["event"].startswith("non-finite")
+    assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path, "train"))
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_bad_sample_is_replaced_named_and_counted(dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    index = dataset.splits["train"]
+    with (folder / "train" / "000001.tar").open("r+b") as file:
+        file.seek(int(index.rows["offset"][20]) + 30)
+        file.write(b"\0\0\0\0")
+    damaged = replace(dataset, folder=folder)
+    every_image = replace(HERE, data=replace(HERE.data, epoch="images", max_bad=0.02), epochs=1)
+    train_here(damaged, tmp_path / "run", every_image)
+    (line,) = (json.loads(text) for text in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines())
+    assert (line["split"], line["shard"], line["key"]) == ("train", "000001.tar", "000020")
+    assert "CRC" in line["reason"]
+    with pytest.raises(TrainingError, match=r"1 of 70 training samples cannot be used.*--data.max-bad"):
+        train_here(damaged, tmp_path / "strict", replace(every_image, data=replace(every_image.data, max_bad=0.001)))
+
+
+def test_a_finished_run_is_left_as_it_is(
+    dataset: Dataset, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(unbroken, folder)
+    assert train_here(dataset, folder) == 0
+    assert "all 20 steps are done" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
+    assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_a_wrong_request_ends_with_exit_code_2_and_no_traceback(script: Path, tmp_path: Path) -> None:
+    result = run(script, "--data", tmp_path / "none", "--batc", 3, "--output", tmp_path / "run", code=2)
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n  - ") == 2
+    assert "did you mean --batch?" in result.stderr
+
+
+def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
+    import psutil
+
+    from pipeline.batch import Places, TrainingBatches, load
+
+    # 160 epochs of 5 steps; a worker that kept its epochs' orders or images would grow
+    recipe = replace(TINY, epochs=160)
+    batches = iter(
+        load(TrainingBatches(recipe, dataset.splits["train"]), Places(0, 800, range(3)), workers=1, pin_memory=False)
+    )
+    (worker,) = psutil.Process().children()
+    sizes = []
+    for number, _ in enumerate(batches):
+        if number % 600 == 0:
+            sizes.append((worker.memory_info().rss, psutil.Process().memory_info().rss))
+    grown = [last - first for first, last in zip(sizes[1], sizes[-1], strict=True)]
+    assert max(grown) < 8e6
+
+
+def test_the_rehearsal_takes_true_steps_and_keeps_nothing(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for data in (str(dataset.folder), ""):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert carry_out(Request(recipe=HERE, data=data, dry_run=True)) == 0
+        shown = capsys.readouterr().out
+        for words in ("GFLOPs", "images/s", "data wait", "peak memory", "20 steps: 4 epochs of 5 steps", "hours"):
+            assert words in shown
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,40 @@
+"""Every recipe of the repository is imported, checked, and run for two steps on made-up data."""
+
+import importlib
+import pkgutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+import recipes
+from pipeline.config import problems
+from pipeline.request import Request
+from pipeline.run import carry_out
+from shards.synthetic import make_dataset
+from tests.conftest import metrics
+
+NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_named_for_its_file_and_has_no_problem(name: str) -> None:
+    module = importlib.import_module(f"recipes.{name}")
+    assert module.RECIPE.name == name
+    assert problems(module.RECIPE, None, processes=1) == []
+    assert "Run:" in module.__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    recipe = importlib.import_module(f"recipes.{name}").RECIPE
+    # its model, augmentation and optimizer, with two images a step
+    small = replace(recipe, batch=2, virtual_ranks=2, epochs=10, data=replace(recipe.data, workers=0),
+                    eval=replace(recipe.eval, batch=2))  # fmt: skip
+    data = make_dataset(
+        tmp_path / "data", classes=recipe.data.classes, size=recipe.model.img_size + 8, samples={"train": 8, "val": 2}
+    )
+    assert carry_out(Request(recipe=small, data=str(data.folder), output=str(tmp_path / "run"), max_steps=2)) == 0
+    assert [line["samples"] for line in metrics(tmp_path / "run", "eval")] == [2, 2]
