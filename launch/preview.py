@@ -1,5 +1,6 @@
 """`vitrail preview`: the images as the model sees them, original beside views."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,9 @@ VIEWS: Final = 4
 
 def draw_preview(recipe: Recipe, index: Index, path: Path) -> None:
     """Write a picture: in each row an image, views of it, and what the model sees after erasing and mixing."""
-    batches = TrainingBatches(recipe, index)
+    # one virtual rank, so that a data set smaller than the global batch can be looked at too
+    alone = replace(recipe, batch=min(recipe.rank_batch, len(index)), virtual_ranks=1)
+    batches = TrainingBatches(alone, index)
     batch = batches[0, 0]
     keys = torch.from_numpy(batch.keys)
     seen = mix_images(erase(normalize(batch.images, recipe.model, keys.device), batch.boxes, keys), batch.mixing)

@@ -29,14 +29,14 @@ def draw_learnt(
     figure = Figure(figsize=(COLUMNS, 1.3 * ROWS + 3), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(1.3 * ROWS, 3))
     upper, lower = (figure.add_subfigure(grid[row, 0]) for row in range(2))
-    axes = upper.subplots(ROWS, COLUMNS).flat
+    axes = upper.subplots(ROWS, COLUMNS).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, image, label, row in zip(axes, images.numpy(), labels, probabilities, strict=False):
         answer = int(row.argmax())
         axis.imshow(image)
-        colour = "black" if answer == label else "red"
-        axis.set_title(f"{classes[answer][:10]} {row[answer]:.0%}", fontsize=7, color=colour)
+        colour, truth = ("black", "") if answer == label else ("red", f", is {classes[label][:10]}")
+        axis.set_title(f"{classes[answer][:10]} {row[answer]:.0%}{truth}", fontsize=7, color=colour)
     upper.suptitle(f"{recipe.name}: answers on held-out images (red: wrong)", fontsize=10)
     axis = lower.subplots()
     for weights, points in accuracy(folder).items():
