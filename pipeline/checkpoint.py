@@ -37,7 +37,7 @@ class Snapshot(NamedTuple):
 def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> Path:
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
-    Raises OSError where the disk is full; the checkpoints before it stay whole.
+    Raises CheckpointError where it cannot be written, to a full disk for instance; those before it stay whole.
     """
     final = root / f"step-{step:08d}"
     temporary = root / f".{final.name}.tmp"
@@ -54,6 +54,12 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
         write_json(temporary / "state.json", {**body, "sha256": json_sha256(body)})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
+    except (OSError, SafetensorError) as error:
+        newest = next(iter(checkpoints(root)), "none")
+        raise CheckpointError(
+            f"{final}: cannot be written ({error}). Make room or mend the folder, and start the same command again; "
+            f"the newest checkpoint is {newest}."
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(root)
