@@ -44,7 +44,7 @@ class Log:
             self._trace = (folder / "trace" / f"rank-{process}.jsonl").open("a", buffering=1)
         if main:
             self._metrics = (folder / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+            self._board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
             if self._console.is_terminal and not quiet:
                 columns = (
                     TextColumn("{task.description}"),

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ from tests.conftest import ROOT, run, traces
 
 def vitrail(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     command = [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests' own recipe is not installed
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert result.returncode == code, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result
