@@ -61,7 +61,8 @@ def test_order_prints_the_views_that_a_run_traces(dataset: Dataset, script: Path
 
 def test_preview_draws_the_images_as_the_model_sees_them(dataset: Dataset, script: Path, tmp_path: Path) -> None:
     vitrail("preview", script, "--data", dataset.folder, "--output", tmp_path / "views.png")
-    assert min(Image.open(tmp_path / "views.png").size) > 200
+    with Image.open(tmp_path / "views.png") as picture:
+        assert min(picture.size) > 200
 
 
 def test_help_names_every_verb() -> None:
