@@ -111,7 +111,9 @@ class Events:
         if save_due or self.stopping or self._save_asked:
             self.save(done)
         self._mark += time.monotonic() - paused
-        return self.stopping
+        if self.stopping:
+            self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
+        return self.stopping and not end
 
     def _send(self, step: int, losses: Tensor, norm: Tensor) -> None:
         """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""

@@ -1,5 +1,6 @@
 """One session of a run: from a checked request to a finished folder, or to the checkpoint it stops at."""
 
+import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
@@ -47,6 +48,9 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
     workers = loader_workers(recipe.data.workers)
     train_index = dataset.splits["train"]
     run = build(recipe, train_index, accelerator, workers=workers, max_steps=request.max_steps, snapshot=snapshot)
+    if run.first_step == run.last_step == finished_steps(folder):
+        say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
+        return DONE
     split = dataset.evaluation_split()
     evaluation = None
     if split:
@@ -61,19 +65,16 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
         "quiet": quiet,
     }
     with Log(folder, step=step, last_step=run.last_step, **options) as log:
-        if run.first_step == run.last_step:
-            log.say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
         log.say(introduction(request, run, precision, workers, resumed=snapshot is not None))
         if split is None:
             log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
         events = Events(run, log, evaluation, state, seconds)
         events.listen()
         try:
-            train(run, events)
+            stopped = train(run, events)
         finally:
             run.close()
-        if events.stopping:
-            log.record("event", step, step / run.order.steps_per_epoch, {"event": "stopped on request"})
+        if stopped:
             log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
             return STOPPED
         finish(run, events, folder, dataset.classes)
@@ -98,12 +99,18 @@ def restore(request: Request, fingerprints: dict[str, str], say: Callable[[str],
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name)
     ]
-    for split in ("train",):
-        if snapshot.state["fingerprints"].get(split) != fingerprints.get(split):
-            differing.append(f"the checkpoint of step {snapshot.step} was made with other data in split {split}.")
+    # an evaluation split may change: it has no part in the weights
+    if snapshot.state["fingerprints"]["train"] != fingerprints["train"]:
+        differing.append(f"the checkpoint of step {snapshot.step} was made with other training data.")
     if differing:
         raise BadRequest(differing)
     return snapshot
+
+
+def finished_steps(folder: Path) -> int | None:
+    """Return the steps that summary.json says are done, None where there is none."""
+    path = folder / "summary.json"
+    return json.loads(path.read_text())["steps"] if path.exists() else None
 
 
 def describe(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -167,15 +174,14 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
         "views_seen": run.last_step * recipe.batch,
         "weights_sha256": weights_sha256(weights),
     }
+    shown = ""
     if events.evaluation:
         batches = EvaluationBatches(recipe, events.evaluation.split)
-        draw_learnt(folder, run.ema.module if run.ema else run.net, batches, classes, run.device)
+        net = run.ema.module if run.ema else run.net
+        shown = f"\npicture   {draw_learnt(folder, net, batches, classes, run.device)}"
     write_json(folder / "summary.json", summary)
-    events.log.say(
-        f"done      {folder / 'summary.json'}\n"
-        f"picture   {folder / 'learnt.png'}\n"
-        f"curves    tensorboard --logdir {folder / 'tensorboard'}"
-    )
+    curves = f"curves    tensorboard --logdir {folder / 'tensorboard'}"
+    events.log.say(f"done      {folder / 'summary.json'}{shown}\n{curves}")
 
 
 def timm_config(run: Run, recipe: Recipe) -> dict[str, Any]:

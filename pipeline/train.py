@@ -46,8 +46,11 @@ class Micro(NamedTuple):
     last: bool  # of this process in this step: gradients are exchanged
 
 
-def train(run: "Run", events: Events) -> None:
-    """Take the steps that are left.  The gradient of a step is the mean over all images of all virtual ranks."""
+def train(run: "Run", events: Events) -> bool:
+    """Take the steps that are left, and return whether a request stopped them early.
+
+    The gradient of a step is the mean over all images of all virtual ranks.
+    """
     run.student.train()
     for step in range(run.first_step, run.last_step):
         losses = torch.zeros(run.recipe.virtual_ranks, device=run.device)
@@ -61,7 +64,8 @@ def train(run: "Run", events: Events) -> None:
         if run.ema:
             run.ema.update(run.net, step + 1)
         if events.after_step(step, losses, norm):
-            return
+            return True
+    return False
 
 
 @dataclass
@@ -170,7 +174,7 @@ def build(
     batches = TrainingBatches(recipe, index)
     total_steps = recipe.epochs * batches.order.steps_per_epoch
     first_step = snapshot.step if snapshot else 0
-    last_step = min(total_steps, max_steps or total_steps)
+    last_step = max(first_step, min(total_steps, max_steps or total_steps))
     mine = hosted(recipe.virtual_ranks, accelerator.num_processes, accelerator.process_index)
     places = Places(first_step, last_step, mine)
     loader = load(batches, places, workers=workers, pin_memory=accelerator.device.type == "cuda")

@@ -198,6 +198,9 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, 
     assert process.returncode == 75, out + err
     assert "Stopped on request; a checkpoint is saved" in out
     assert "Traceback" not in err
+    (event,) = metrics(tmp_path / "run", "event")
+    assert event["event"] == "stopped on request"
+    assert (tmp_path / "run" / "checkpoints" / f"step-{event['step']:08d}").is_dir()
     run(script, *arguments, env={"KILL": "never"})
     assert summary(tmp_path / "run")["weights_sha256"] == summary(unbroken)["weights_sha256"]
 
@@ -284,8 +287,8 @@ def test_a_finished_run_is_left_as_it_is(
     shutil.copytree(unbroken, folder)
     assert train_here(dataset, folder) == 0
     assert "all 20 steps are done" in capsys.readouterr().out
-    assert (folder / "metrics.jsonl").read_bytes() == (unbroken / "metrics.jsonl").read_bytes()
-    assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+    for name in ("metrics.jsonl", "summary.json", "model.safetensors"):
+        assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
 
 
 def test_a_wrong_request_ends_with_exit_code_2_and_no_traceback(script: Path, tmp_path: Path) -> None:
