@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import DropPath
 from torch import Tensor, nn
@@ -28,14 +29,14 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
         torch.manual_seed(int(generator(seed, Purpose.INIT).integers(2**63)))
         try:
             model = timm.create_model(settings.name, pretrained=settings.pretrained, num_classes=classes, **options)
-        except TypeError as error:
+        except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # whatever timm's models say it with
             raise BadRequest([f"--model.name {settings.name} does not take these settings: {error}."]) from error
         except (OSError, RuntimeError) as error:
             raise BadRequest([f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"]) from error
     if settings.checkpoint:
         try:
             model.load_state_dict(load_file(settings.checkpoint))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise BadRequest([f"--model.checkpoint {settings.checkpoint}: {error}"]) from error
     return model
 
@@ -95,10 +96,7 @@ class Student(nn.Module):
 
 
 def parameter_count(settings: Model, classes: int) -> int:
-    """Return the number of parameters of a model without making any; 0 if it cannot be built."""
+    """Return the number of parameters of a model without making any.  Raises BadRequest if it cannot be built."""
     with torch.device("meta"):
-        try:
-            net = build_model(replace(settings, pretrained=False, checkpoint=""), classes, seed=0)
-        except (BadRequest, RuntimeError, ValueError):
-            return 0
+        net = build_model(replace(settings, pretrained=False, checkpoint=""), classes, seed=0)
     return sum(parameter.numel() for parameter in net.parameters())

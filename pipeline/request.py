@@ -1,9 +1,9 @@
 """What a command line asks for, and everything that is wrong with it, found before anything is built."""
 
 import difflib
-import os
 import shutil
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -68,7 +68,7 @@ def parse(recipe: Recipe, arguments: list[str], *, speaks: bool = True) -> Reque
 
 
 def check(request: Request) -> tuple[list[str], Dataset | None]:
-    """Return all that is wrong with a request, and its data set; writes nothing but a probe in the output folder."""
+    """Return all that is wrong with a request, and its data set; leaves nothing behind."""
     found, dataset = [], None
     processes, _ = processes_of_launch()
     if request.data:
@@ -81,25 +81,30 @@ def check(request: Request) -> tuple[list[str], Dataset | None]:
     found += problems(request.recipe, dataset, processes)
     if request.max_steps < 0:
         found.append(f"--max-steps is {request.max_steps}; it must not be negative.")
+    parameters = 0
+    if not any("--model." in problem or "--data.classes is" in problem for problem in found):
+        try:
+            parameters = parameter_count(request.recipe.model, request.recipe.data.classes)
+        except BadRequest as error:
+            found += error.problems
     if not request.dry_run:
-        found += _of_output(request)
+        found += _of_output(request, parameters)
     return found, dataset
 
 
-def _of_output(request: Request) -> list[str]:
-    """Return what is wrong with the output folder, and with resuming there."""
+def _of_output(request: Request, parameters: int) -> list[str]:
+    """Return what is wrong with the output folder for a model of so many parameters, and with resuming there."""
     folder = request.folder
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=there) as probe:  # nothing is left behind of a request that is refused
+            probe.write(bytes(4096))
+            probe.flush()
     except OSError as error:
         return [f"--output {folder}: cannot be written to ({error.strerror})."]
     found = []
-    count = parameter_count(request.recipe.model, request.recipe.data.classes)
-    needed = count * BYTES_A_PARAMETER * (request.recipe.checkpoint.keep + 1)
-    if count and (free := shutil.disk_usage(folder).free) < needed:
+    needed = parameters * BYTES_A_PARAMETER * (request.recipe.checkpoint.keep + 1)
+    if (free := shutil.disk_usage(there).free) < needed:
         found.append(
             f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
             f"({request.recipe.checkpoint.keep} kept and one being written)."

@@ -42,6 +42,7 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
     snapshot = restore(request, fingerprints, say)
     step = snapshot.step if snapshot else 0
     if main:
+        folder.mkdir(parents=True, exist_ok=True)
         rewind(folder, step)
         write_json(folder / "recipe.json", describe(recipe, fingerprints))
     accelerator.wait_for_everyone()

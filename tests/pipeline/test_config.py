@@ -66,6 +66,13 @@ def test_missing_data_and_an_output_that_cannot_be_written_are_named_together(tm
     assert "cannot be written to (Not a directory)" in found
 
 
+def test_a_model_that_cannot_be_built_is_one_of_the_problems(dataset: Dataset, tmp_path: Path) -> None:
+    arguments = ["--data", str(dataset.folder), "--output", str(tmp_path), "--model.heads", "5", "--max-steps", "-1"]
+    found = "\n".join(check(parse(TINY, arguments))[0])
+    assert "deit_tiny_patch16_224 does not take these settings" in found
+    assert "--max-steps is -1" in found
+
+
 def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path) -> None:
     found = check(parse(TINY, ["--data", str(tmp_path), "--output", str(tmp_path / "run")]))[0]
     assert any("no shards here" in problem and "vitrail shards build" in problem for problem in found)
