@@ -71,7 +71,9 @@ def check(request: Request) -> tuple[list[str], Dataset | None]:
     """Return all that is wrong with a request, and its data set; leaves nothing behind."""
     found, dataset = [], None
     processes, _ = processes_of_launch()
-    if request.data:
+    if "://" in request.data:
+        found.append(f"--data {request.data}: URLs are not read yet; copy the shards to a local folder and name that.")
+    elif request.data:
         try:
             dataset = read_dataset(Path(request.data))
         except ShardError as error:

@@ -78,6 +78,13 @@ def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path) -> None:
     assert any("no shards here" in problem and "vitrail shards build" in problem for problem in found)
 
 
+def test_a_url_is_refused_plainly(tmp_path: Path) -> None:
+    found = check(parse(TINY, ["--data", "s3://bucket/shards", "--output", str(tmp_path)]))[0]
+    assert found == [
+        "--data s3://bucket/shards: URLs are not read yet; copy the shards to a local folder and name that."
+    ]
+
+
 def test_a_recipe_comes_back_from_json_as_the_same_run() -> None:
     assert identity(json.loads(json.dumps(asdict(TINY)))) == identity(TINY)
 
