@@ -9,8 +9,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
-	@$(BIN)/vitrail preview deit_digits --data demo/digits --output demo/views.png
-	@$(LAUNCH) recipes/deit_digits.py --data demo/digits --output demo/run
+	@$(BIN)/vitrail preview deit_digits_distilled --data demo/digits --output demo/views.png
+	@$(LAUNCH) recipes/teacher_digits.py --data demo/digits --output demo/teacher
+	@$(LAUNCH) recipes/deit_digits_distilled.py --data demo/digits --output demo/run \
+		--distill.teacher local-dir:demo/teacher --distill.store demo/answers
 	@echo "Look at   demo/run/learnt.png   what it learnt"
 	@echo "          demo/views.png        the images as the model sees them"
 	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"

@@ -154,6 +154,41 @@ class Preview:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Teach:
+    """Store a teacher's answers for every view of a recipe, without training a student.
+
+    Takes the recipe's own fields too: --data, --distill.store, --distill.checkpoint, --seed, --epochs, ...
+    Stop it and start it as you like; what is there stays. As N jobs beside each other: --parts N --part 0, 1, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    part: int = 0  # of the parts
+    parts: int = 1  # into which the work is divided
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Ask, store, and say how many views were answered."""
+        from launch.recipes import load_recipe
+        from pipeline.request import check, parse
+        from pipeline.teach import teach
+
+        request = parse(load_recipe(self.recipe), arguments)
+        found, dataset = check(request, trains=False)
+        if not request.recipe.distill.teacher:
+            found.append(f"{self.recipe} has no teacher; name one with --distill.teacher.")
+        if not request.recipe.distill.store:
+            found.append("--distill.store is missing: name the folder of the answers.")
+        if not 0 <= self.part < self.parts:
+            found.append(f"--part {self.part} of --parts {self.parts}: parts are counted from 0.")
+        if found:
+            raise BadRequest(found)
+        assert dataset
+        views = teach(request, dataset, part=self.part, parts=self.parts)
+        print(f"{request.recipe.distill.store}: {views:,} views answered.")
+        return 0
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -177,6 +212,7 @@ Verb = (
     Annotated[ShardsVerb, tyro.conf.subcommand("shards")]
     | Annotated[ShowOrder, tyro.conf.subcommand("order")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
+    | Annotated[Teach, tyro.conf.subcommand("teach")]
 )
 
 
@@ -202,7 +238,14 @@ def show(dataset: Dataset) -> None:
 def main() -> None:
     """Entry point of `vitrail`."""
     try:
-        code = tyro.cli(Verb, prog="vitrail", description="DeiT-style training of vision transformers.")()
+        about = "DeiT-style training of vision transformers."
+        verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
+        if isinstance(verb, Teach):
+            code = verb(others)
+        elif others:
+            raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])
+        else:
+            code = verb()
     except BadRequest as error:
         code = 2
         print("\n".join(f"vitrail: {problem}" for problem in error.problems), file=sys.stderr)

@@ -8,10 +8,9 @@ import torch
 from matplotlib.figure import Figure
 
 from pipeline.augment import center
-from pipeline.batch import TrainingBatches, erase, normalize
+from pipeline.batch import TrainingBatches, as_seen
 from pipeline.config import Recipe
 from pipeline.decode import decode
-from pipeline.mix import mix_images
 from shards.index import Index
 
 ROWS: Final = 6
@@ -24,8 +23,7 @@ def draw_preview(recipe: Recipe, index: Index, path: Path) -> None:
     alone = replace(recipe, batch=min(recipe.rank_batch, len(index)), virtual_ranks=1)
     batches = TrainingBatches(alone, index)
     batch = batches[0, 0]
-    keys = torch.from_numpy(batch.keys)
-    seen = mix_images(erase(normalize(batch.images, recipe.model, keys.device), batch.boxes, keys), batch.mixing)
+    seen = as_seen(batch, recipe.model, torch.device("cpu"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.model.mean, recipe.model.std))
     seen = (seen * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     samples = list(dict.fromkeys(batch.samples.tolist()))[:ROWS]

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.augment import augment, center, erase_box
 from pipeline.config import Model, Recipe
 from pipeline.decode import decode
-from pipeline.mix import Mixing, draw_mixing
+from pipeline.mix import Mixing, draw_mixing, mix_images
 from pipeline.order import Order
 from pipeline.randomness import Purpose, generator, normals, view_keys
 from shards.errors import SampleError, ShardError
@@ -48,9 +48,11 @@ class Batch(NamedTuple):
 
     step: int
     virtual_rank: int
+    place: int  # the step that the views belong to: in a cyclic order, of the first cycle
     images: Tensor  # uint8 [B, S, S, 3]
     labels: NDArray[np.int64]  # [B]
-    keys: NDArray[np.int64]  # [B], one a view: the device draws from them
+    keys: NDArray[np.int64]  # [B], one a view: the device draws erasing noise from them
+    depth_keys: NDArray[np.int64]  # [B], the same of the true epoch: stochastic depth goes on in a cyclic order
     boxes: NDArray[np.int64]  # [B, 4]: top, left, height, width to erase; all zero for nothing
     mixing: Mixing | None
     samples: NDArray[np.int64]  # [B], as the order has them
@@ -77,6 +79,7 @@ def order_of(recipe: Recipe, index: Index) -> Order:
         repeats=recipe.data.repeats,
         window=recipe.data.window,
         epoch=recipe.data.epoch,
+        cycle=recipe.distill.store_epochs,
     )
 
 
@@ -89,11 +92,11 @@ class TrainingBatches(Dataset[Batch]):
         self.order = order_of(recipe, index)
         self.reader = Reader(index)
 
-    def __getitem__(self, place: tuple[int, int]) -> Batch:
-        """Read, decode once a sample, and augment once a view."""
-        step, virtual_rank = place
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        """Read, decode once a sample, and augment once a view: what a virtual rank sees at a step."""
+        step, virtual_rank = item
         recipe, size = self.recipe, self.recipe.model.img_size
-        epoch, samples, copies = self.order.views(step, virtual_rank)
+        place, epoch, samples, copies = self.order.views(step, virtual_rank)
         images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
         labels = np.empty(len(samples), dtype=np.int64)
         boxes = np.zeros((len(samples), 4), dtype=np.int64)
@@ -110,10 +113,22 @@ class TrainingBatches(Dataset[Batch]):
                 rng = generator(recipe.seed, Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
                 boxes[slot] = erase_box(size, recipe.augment.erase, rng)
         mixing = draw_mixing(
-            recipe.mix, seed=recipe.seed, step=step, virtual_rank=virtual_rank, batch=len(samples), size=size
+            recipe.mix, seed=recipe.seed, step=place, virtual_rank=virtual_rank, batch=len(samples), size=size
         )
-        keys = view_keys(recipe.seed, epoch, samples, copies)
-        return Batch(step, virtual_rank, images, labels, keys, boxes, mixing, samples, copies, bad)
+        return Batch(
+            step=step,
+            virtual_rank=virtual_rank,
+            place=place,
+            images=images,
+            labels=labels,
+            keys=view_keys(recipe.seed, epoch, samples, copies),
+            depth_keys=view_keys(recipe.seed, step // self.order.steps_per_epoch, samples, copies),
+            boxes=boxes,
+            mixing=mixing,
+            samples=samples,
+            copies=copies,
+            bad=bad,
+        )
 
     def view(self, image: Image.Image, sample: int, epoch: int, copy: int) -> NDArray[np.uint8]:
         """Return one view of a decoded sample, [S, S, 3]."""
@@ -200,6 +215,12 @@ def leave_signals_to_the_parent(worker: int) -> None:
     """Let a stop request reach only the training process, which finishes its step and needs its loader for that."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+
+
+def as_seen(batch: Batch, model: Model, device: torch.device) -> Tensor:
+    """Return a batch as the model sees it, [B, 3, S, S] on the device: normalised, erased and mixed."""
+    keys = torch.from_numpy(batch.keys).to(device, non_blocking=True)
+    return mix_images(erase(normalize(batch.images, model, device), batch.boxes, keys), batch.mixing)
 
 
 def normalize(images: Tensor, model: Model, device: torch.device) -> Tensor:

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal
 
-from timm import list_models
+import timm
+import torchvision
 
+from pipeline import cifar_resnet  # noqa: F401  its models are among timm's from here on
 from shards.dataset import Dataset
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -75,6 +77,26 @@ class Mix:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Distill:
+    """Distillation from a frozen teacher, which sees the same mixed views; off while `teacher` is empty."""
+
+    teacher: str = ""  # a model of timm, torchvision:NAME, or local-dir:RUN, the folder of a run
+    checkpoint: str = ""  # its weights: .safetensors, or a state dict of torch.save; empty: published, or the run's
+    img_size: int | None = None  # side of its input, pixels; None: as its weights were trained
+    mean: tuple[float, float, float] | None = None  # of its input; None: as its weights were trained
+    std: tuple[float, float, float] | None = None  # of its input; None: as its weights were trained
+    loss: Literal["hard", "soft"] = "hard"  # the teacher's class (DeiT, Eq. 3), or its probabilities (Eq. 2)
+    weight: float = 0.5  # share of the teacher's loss: 1/2 in Eq. 3, lambda in Eq. 2
+    tau: float = 1.0  # temperature of the soft loss
+    kl: Literal["paper", "code"] = "paper"  # soft loss as in Eq. 2, or 1/classes of it, as deit/losses.py has it
+    token: bool = True  # the teacher teaches a distillation token's head; no: the class token's
+    fusion: Literal["paper", "code"] = "paper"  # of the two heads when evaluated: mean of softmaxes, or of logits
+    top: int = 0  # classes kept of a soft answer, in fp16, the rest spread evenly; 0: all, as they are
+    store: str = ""  # folder of stored answers: those in it are read, others asked for and added; empty: none
+    store_epochs: int = 0  # after so many epochs the same views come again, with their answers; 0: never
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
     """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
 
@@ -132,6 +154,7 @@ class Recipe:
     data: Data
     augment: Augment = field(default_factory=Augment)
     mix: Mix = field(default_factory=Mix)
+    distill: Distill = field(default_factory=Distill)
     optim: Optim
     ema: Ema = field(default_factory=Ema)
     eval: Eval = field(default_factory=Eval)
@@ -155,10 +178,12 @@ class Recipe:
         return self.optim.lr * (self.batch / self.optim.lr_batch if self.optim.lr_batch else 1)
 
 
+A_RUN: Final = "local-dir:"  # before the folder of a run, in the place of a model's name
+
 # Fields that say how a run is hosted or watched; all others make it the run that it is.
 HOSTING: Final = frozenset(
     {"precision", "micro_batch", "data.workers", "data.max_bad", "eval.every_epochs", "model.pretrained"}
-    | {"model.checkpoint", "log.every_steps"}
+    | {"model.checkpoint", "log.every_steps", "distill.checkpoint", "distill.store", "distill.fusion"}
     | {f"checkpoint.{item.name}" for item in fields(Checkpoint)}
 )
 
@@ -177,7 +202,10 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that make the run what it is; two runs that differ in none see the same numbers."""
-    return {name: value for name, value in flatten(recipe).items() if name not in HOSTING}
+    fields = {name: value for name, value in flatten(recipe).items() if name not in HOSTING}
+    if str(fields.get("distill.teacher")).startswith(A_RUN):
+        fields["distill.teacher"] = A_RUN  # wherever it lies; its weights are compared by their hash
+    return fields
 
 
 def problems(recipe: Recipe, dataset: Dataset | None, processes: int) -> list[str]:
@@ -207,11 +235,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
             f"--batch {recipe.batch} cannot be divided among --virtual-ranks {recipe.virtual_ranks}; "
             f"the nearest number that divides it is {nearest}."
         )
-    if recipe.model.name not in (known := list_models()) and recipe.model.name.split(".")[0] not in known:
-        near = difflib.get_close_matches(recipe.model.name, known, n=3)
-        yield f"--model.name {recipe.model.name!r} is not known to timm" + (
-            f"; near: {', '.join(near)}." if near else "."
-        )
+    yield from _unknown_model("--model.name", recipe.model.name)
     if recipe.model.patch_size and recipe.model.img_size % recipe.model.patch_size:
         yield (
             f"--model.img-size {recipe.model.img_size} is not a multiple of "
@@ -219,6 +243,38 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
         )
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
+
+    yield from _of_distill(recipe)
+
+
+def _unknown_model(flag: str, name: str) -> Iterator[str]:
+    known = timm.list_models() + [f"torchvision:{name}" for name in torchvision.models.list_models()]
+    if name not in known and (name.startswith("torchvision:") or name.split(".")[0] not in known):
+        near = difflib.get_close_matches(name, known, n=3)
+        library = "torchvision" if name.startswith("torchvision:") else "timm"
+        yield f"{flag} {name!r} is not known to {library}" + (f"; near: {', '.join(near)}." if near else ".")
+
+
+def _of_distill(recipe: Recipe) -> Iterator[str]:
+    distill, default = recipe.distill, Distill()
+    if not distill.teacher:
+        changed = [item.name for item in fields(Distill) if getattr(distill, item.name) != getattr(default, item.name)]
+        if changed:
+            names = ", ".join(f"--distill.{flag(name)}" for name in changed)
+            yield f"{names}: there is no teacher; name one with --distill.teacher."
+        return
+    if not distill.teacher.startswith(A_RUN):
+        yield from _unknown_model("--distill.teacher", distill.teacher)
+    elif distill.checkpoint:
+        yield f"--distill.checkpoint: the weights of --distill.teacher {distill.teacher} are that folder's own."
+    if distill.loss == "hard" and distill.top:
+        yield "--distill.top is for --distill.loss soft; a hard answer is one class."
+    if distill.top > recipe.data.classes:
+        yield f"--distill.top {distill.top} is more than the {recipe.data.classes} classes."
+    if distill.store and distill.loss == "soft" and not distill.top:
+        yield "--distill.store: say with --distill.top how many classes of a soft answer to keep (4 bytes each a view)."
+    if distill.store and recipe.data.classes >= 2**16:
+        yield f"--distill.store holds answers of at most {2**16 - 1:,} classes, not {recipe.data.classes:,}."
 
 
 def _of_hosting(recipe: Recipe, processes: int) -> Iterator[str]:
@@ -250,16 +306,17 @@ def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
 
 POSITIVE: Final = (
     "batch", "virtual_ranks", "epochs", "model.img_size", "data.classes", "data.images", "data.repeats",
-    "data.window", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
+    "data.window", "distill.tau", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
 )  # fmt: skip
 NOT_NEGATIVE: Final = (
     "seed", "micro_batch", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std", "mix.mixup_alpha",
-    "mix.cutmix_alpha", "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr", "optim.clip",
-    "eval.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
+    "mix.cutmix_alpha", "distill.top", "distill.store_epochs", "optim.weight_decay", "optim.warmup_epochs",
+    "optim.warmup_lr", "optim.min_lr", "optim.clip", "eval.every_epochs", "checkpoint.every_steps",
+    "checkpoint.every_minutes", "optim.lr_batch",
 )  # fmt: skip
 SHARES: Final = (
     "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.erase", "mix.prob",
-    "mix.switch_prob", "mix.smoothing", "ema.decay", "eval.crop_ratio",
+    "mix.switch_prob", "mix.smoothing", "distill.weight", "ema.decay", "eval.crop_ratio",
 )  # fmt: skip
 
 

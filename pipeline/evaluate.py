@@ -1,7 +1,7 @@
 """Evaluation: every sample of a split once, the same numbers on any hosting."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +10,24 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from pipeline.batch import Bad, EvaluationBatches, load, normalize
-from pipeline.config import Model, Recipe
+from pipeline.config import Recipe
+from pipeline.models import fuse, heads
 from shards.index import Index
+
+HEADS: Final = ("class", "distilled")  # of a model with a distillation token
 
 
 class Score(NamedTuple):
-    """Of a split: shares of right answers in [0, 1], mean cross-entropy, and how many samples were counted."""
+    """Of a split: shares of right answers in [0, 1], mean cross-entropy, and how many samples were counted.
+
+    `heads`: the share of right answers of each head alone, where a model has two.
+    """
 
     top1: float
     top5: float
     loss: float
     samples: int
+    heads: dict[str, float]
 
 
 def evaluation_loader(recipe: Recipe, index: Index, accelerator: Accelerator, workers: int) -> DataLoader[Any]:
@@ -32,7 +39,7 @@ def evaluation_loader(recipe: Recipe, index: Index, accelerator: Accelerator, wo
 
 @torch.inference_mode()
 def evaluate(
-    nets: Mapping[str, nn.Module], loader: DataLoader[Any], model: Model, accelerator: Accelerator
+    nets: Mapping[str, nn.Module], loader: DataLoader[Any], accelerator: Accelerator
 ) -> tuple[dict[str, Score], list[Bad]]:
     """Return the score of each net, all on one reading of the split, and this process's unusable samples.
 
@@ -41,29 +48,33 @@ def evaluate(
     """
     batches = loader.dataset
     assert isinstance(batches, EvaluationBatches)
-    sums = torch.zeros(len(nets), len(batches), 4, dtype=torch.float64, device=accelerator.device)
+    recipe = batches.recipe
+    two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
+    sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
     training = [net.training for net in nets.values()]
     bad = []
     for batch in loader:
         bad += batch.bad
         if not len(batch.labels):
             continue
-        images = normalize(batch.images, model, accelerator.device)
+        images = normalize(batch.images, recipe.model, accelerator.device)
         labels = torch.from_numpy(batch.labels).to(accelerator.device, non_blocking=True)
         for number, net in enumerate(nets.values()):
             net.eval()
             with accelerator.autocast():
-                logits = net(images).float()
+                by_head = heads(net, images).float()
+            logits = fuse(by_head, recipe.distill.fusion)
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums[number, batch.part] = torch.stack(
-                [best[:, 0].sum(), best.sum(), loss, torch.tensor(len(labels), device=accelerator.device)]
-            ).double()
+            count = torch.tensor(len(labels), device=accelerator.device)
+            right = (by_head.argmax(2) == labels).sum(1)[:two]
+            sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right]).double()
     for net, was_training in zip(nets.values(), training, strict=True):
         net.train(was_training)
     totals = accelerator.reduce(sums, "sum").sum(1).tolist()
     scores = {}
-    for name, (top1, top5, loss, samples) in zip(nets, totals, strict=True):
+    for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):
         count = max(samples, 1)
-        scores[name] = Score(top1 / count, top5 / count, loss / count, int(samples))
+        alone = {head: right / count for head, right in zip(HEADS[:two], by_head, strict=True)}
+        scores[name] = Score(top1 / count, top5 / count, loss / count, int(samples), alone)
     return scores, bad

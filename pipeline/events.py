@@ -31,6 +31,7 @@ class Report(NamedTuple):
 
     step: int  # counted from 0
     losses: list[float]  # [K], mean over each virtual rank's images
+    agreement: float  # share of the images of which student and teacher say the same
     norm: float  # of the gradient
 
 
@@ -91,14 +92,14 @@ class Events:
         if batch.step == self.run.first_step and batch.virtual_rank == self.run.hosted[0]:
             self.log.pictures(batch.step, images, self.run.recipe.model)
 
-    def after_step(self, step: int, losses: Tensor, norm: Tensor) -> bool:
+    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         """Do what is due after a step; return True to stop.  The only place for anything "every N steps"."""
         recipe, done = self.run.recipe, step + 1
         end = done == self.run.last_step
         log_due = end or is_due(done, recipe.log.every_steps)
         eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.order.steps_per_epoch)
         save_due = end or is_due(done, recipe.checkpoint.every_steps)
-        self._send(step, losses, norm)
+        self._send(step, losses, agreed, norm)
         self._receive(step - 1)
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
             self._receive(step)
@@ -115,13 +116,15 @@ class Events:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
         return self.stopping and not end
 
-    def _send(self, step: int, losses: Tensor, norm: Tensor) -> None:
+    def _send(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> None:
         """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""
         minutes = self.run.recipe.checkpoint.every_minutes
         save = bool(minutes) and self.log.main and time.monotonic() - self._saved_at > 60 * minutes
         flags = torch.tensor([self._asked_to_stop, save, self._known_bad], dtype=torch.float32)
         flags = flags.to(self.run.device, non_blocking=True)
-        known = self.run.accelerator.reduce(torch.cat([losses / self.run.recipe.rank_batch, flags]), "sum")
+        recipe = self.run.recipe
+        shares = torch.cat([losses / recipe.rank_batch, agreed[None] / recipe.batch])
+        known = self.run.accelerator.reduce(torch.cat([shares, flags]), "sum")
         known = torch.cat([known, norm[None]]).to("cpu", non_blocking=True)
         copied = None
         if self.run.device.type == "cuda":
@@ -135,8 +138,8 @@ class Events:
             step, known, copied = self._sent.popleft()
             if copied:
                 copied.synchronize()
-            *losses, stop, save, bad, norm = known.tolist()
-            self._report = Report(step, losses, norm)
+            *losses, agreement, stop, save, bad, norm = known.tolist()
+            self._report = Report(step, losses, agreement, norm)
             self.stopping |= stop > 0
             self._save_asked |= save > 0
             self._check_finite(self._report)
@@ -183,12 +186,14 @@ class Events:
             "data_wait": (self.run.data_wait - self._mark_wait) / seconds,
             "grad_norm": report.norm,
         }
+        if self.run.answers:
+            values["agreement"] = report.agreement
         self._mark, self._mark_step, self._mark_wait = now, done, self.run.data_wait
         self.log.record("train", done, self._epoch(done), values)
         self.log.say(
             f"step {done}/{self.run.total_steps}  epoch {self._epoch(done):.2f}  loss {values['loss']:.4f}  "
             f"lr {values['lr']:.2e}  grad norm {report.norm:.2f}  {values['images_per_second']:.1f} images/s  "
-            f"data wait {values['data_wait']:.1%}"
+            f"data wait {values['data_wait']:.1%}" + (f"  agreement {report.agreement:.1%}" if self.run.answers else "")
         )
 
     def evaluate(self, step: int, *, record: bool = True) -> None:
@@ -196,20 +201,25 @@ class Events:
         assert self.evaluation
         nets = {"raw": self.run.net} | ({"ema": self.run.ema.module} if self.run.ema else {})
         index = self.evaluation.split
-        self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.recipe.model, self.run.accelerator)
+        self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.accelerator)
         self.log.quarantine(bad, index)
         for weights, score in self.scores.items():
             if not record:
                 continue
-            named = {"split": index.folder.name, "weights": weights, **score._asdict()}
+            values = score._asdict() | {f"top1_{head}": top1 for head, top1 in score.heads.items()}
+            del values["heads"]
+            named = {"split": index.folder.name, "weights": weights, **values}
             self.log.record("eval", step, self._epoch(step), named)
             self.log.say(
                 f"step {step}  {index.folder.name} {weights:<3}  top-1 {score.top1:.4f}  top-5 {score.top5:.4f}  "
                 f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
+                + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
 
     def save(self, step: int) -> None:
-        """Write a checkpoint; one process writes, the others wait for it."""
+        """Write a checkpoint; one process writes, the others wait for it.  A teacher's answers are stored before."""
+        if self.run.answers:
+            self.run.answers.flush()
         if self.log.main:
             state = {**self._state, "wall_seconds": self.wall_seconds}
             checkpoint.save(self._checkpoints, step, state, self.run.tensors(), self.run.recipe.checkpoint.keep)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import psutil
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from shards.errors import TrainingError
 
@@ -39,7 +39,10 @@ def resolve_precision(precision: Literal["auto", "bf16", "fp32"]) -> Literal["bf
 def build_accelerator(precision: Literal["bf16", "fp32"]) -> Accelerator:
     """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
     on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    # buffers are equal everywhere already, batch norm's by `pipeline/batch_norm.py`
+    exchange = DistributedDataParallelKwargs(broadcast_buffers=False)
+    mixed = "bf16" if precision == "bf16" else "no"
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[exchange])
     started, _ = processes_of_launch()
     if accelerator.num_processes != started:
         raise TrainingError(

@@ -1,21 +1,44 @@
-"""The student: a timm model whose weights and stochastic depth are functions of the seed.
+"""Models: timm's, with weights and stochastic depth that are functions of the seed, and with one head or two.
 
-Shapes: B images of a batch, D stochastic-depth modules.
+Shapes: B images of a batch, C classes, D stochastic-depth modules, H heads: 2 where a distillation token is taught
+by a teacher, first the class token's, then the distillation token's; else 1.
 """
 
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, Literal
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import DropPath
+from timm.models import VisionTransformer, VisionTransformerDistilled, load_state_dict
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from pipeline.config import Model
+from pipeline.config import Model, Recipe
 from pipeline.randomness import Purpose, generator, uniforms
 from shards.errors import BadRequest
+
+
+def build_student(recipe: Recipe) -> nn.Module:
+    """Return the model that a recipe trains, on the CPU.  Raises BadRequest where it cannot be had."""
+    net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    distill = recipe.distill
+    if distill.teacher and distill.token != isinstance(net, VisionTransformerDistilled):
+        raise BadRequest(
+            [
+                f"--model.name {recipe.model.name} has no distillation token. Take a model that has one "
+                f"(deit_small_distilled_patch16_224), or let the teacher teach the class token: --distill.no-token"
+                if distill.token
+                else f"--distill.no-token: {recipe.model.name} has a distillation token, which nobody would teach. "
+                f"Take a model without one."
+            ]
+        )
+    if distill.teacher and isinstance(net, VisionTransformerDistilled):
+        net.set_distilled_training(True)  # from here on, two heads: see `heads`
+    return net
 
 
 def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
@@ -24,33 +47,86 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
     Raises BadRequest where the model does not take the settings, or a checkpoint does not fit.
     """
     options = shape(settings) | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
+    published = settings.pretrained and not settings.checkpoint
     # timm initialises from torch's global generator: give it a seed of its own, and the caller's state back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, Purpose.INIT).integers(2**63)))
         try:
-            model = timm.create_model(settings.name, pretrained=settings.pretrained, num_classes=classes, **options)
+            model = timm.create_model(settings.name, pretrained=published, num_classes=classes, **options)
         except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # whatever timm's models say it with
             raise BadRequest([f"--model.name {settings.name} does not take these settings: {error}."]) from error
         except (OSError, RuntimeError) as error:
             raise BadRequest([f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"]) from error
     if settings.checkpoint:
-        try:
-            model.load_state_dict(load_file(settings.checkpoint))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise BadRequest([f"--model.checkpoint {settings.checkpoint}: {error}"]) from error
+        load_weights(model, settings.checkpoint, "--model.checkpoint")
     return model
 
 
 def shape(settings: Model) -> dict[str, Any]:
     """Return what a model's settings change of the timm model it is named for, as timm's arguments."""
     arguments = {
-        "img_size": settings.img_size,
+        # a network of convolutions takes any size, and no argument for it
+        "img_size": settings.img_size if has_fixed_size(settings.name) else None,
         "patch_size": settings.patch_size,
         "embed_dim": settings.width,
         "depth": settings.depth,
         "num_heads": settings.heads,
     }
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def has_fixed_size(name: str) -> bool:
+    """Return whether a timm model is built for one size of image."""
+    config = timm.get_pretrained_cfg(name)
+    return config is not None and config.fixed_input_size
+
+
+def load_weights(net: nn.Module, path: str, flag: str) -> None:
+    """Give a model the weights of a file: safetensors, or a state dict of torch.save, never unpickled further.
+
+    Wrappers' prefixes are taken off, position embeddings resized to the model's grid (bicubic, DeiT section 6).
+    Raises BadRequest, speaking of `flag`, with the tensors that do not fit.
+    """
+    if not Path(path).is_file():
+        raise BadRequest([f"{flag} {path}: no such file."])
+    try:
+        tensors = load_state_dict(path, use_ema=False)
+        if isinstance(net, VisionTransformer):
+            tensors = checkpoint_filter_fn(tensors, net)
+    except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError, UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadRequest([f"{flag} {path}: not a file of weights alone ({reason})"]) from error
+    expected = net.state_dict()
+    wrong = [
+        *(f"{name} is missing" for name in expected.keys() - tensors.keys() if not name.endswith("_tracked")),
+        *(f"{name} is not in the model" for name in tensors.keys() - expected.keys()),
+        *(
+            f"{name} is {list(tensors[name].shape)}, not {list(expected[name].shape)}"
+            for name in expected.keys() & tensors.keys()
+            if tensors[name].shape != expected[name].shape
+        ),
+    ]
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
+        raise BadRequest([f"{flag} {path}: these weights are of another model or other classes: {shown}."])
+    # a model without memory of its own is only checked: it takes the file's tensors as they are
+    net.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
+
+
+def heads(net: nn.Module, images: Tensor) -> Tensor:
+    """Return the logits [H, B, C] of a model for normalised images [B, 3, S, S], in training and in evaluation."""
+    if not (isinstance(net, VisionTransformerDistilled) and net.distilled_training):
+        logits: Tensor = net(images)
+        return logits[None]
+    features = net.forward_features(images)
+    return torch.stack([net.head(features[:, 0]), net.head_dist(features[:, 1])])
+
+
+def fuse(logits: Tensor, fusion: Literal["paper", "code"]) -> Tensor:
+    """Return the answer [B, C] of heads [H, B, C], as logits: of the mean softmax (DeiT, section 4), or the mean."""
+    if len(logits) == 1 or fusion == "code":
+        return logits.mean(0)
+    return logits.log_softmax(2).logsumexp(0)
 
 
 class KeyedDropPath(nn.Module):
@@ -86,17 +162,20 @@ class Student(nn.Module):
         self.register_buffer("drop_rates", rates, persistent=False)
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Return the logits of normalised images [B, 3, H, W] whose views have the keys int64 [B]."""
+        """Return the logits [H, B, C] of normalised images [B, 3, S, S] whose views have the keys int64 [B]."""
         if self.drop_paths:
             kept = uniforms(keys, Purpose.DROP_PATH, len(self.drop_paths)) >= self.drop_rates  # [B, D]
             for module, scale in zip(self.drop_paths, (kept / (1 - self.drop_rates)).unbind(1), strict=True):
                 module.scale = scale
-        logits: Tensor = self.net(images)
-        return logits
+        return heads(self.net, images)
 
 
-def parameter_count(settings: Model, classes: int) -> int:
-    """Return the number of parameters of a model without making any.  Raises BadRequest if it cannot be built."""
+def on_paper(recipe: Recipe) -> nn.Module:
+    """Return the recipe's model without memory for its weights.  Raises BadRequest if it cannot be built."""
     with torch.device("meta"):
-        net = build_model(replace(settings, pretrained=False, checkpoint=""), classes, seed=0)
+        return build_student(replace(recipe, model=replace(recipe.model, pretrained=False)))
+
+
+def parameter_count(net: nn.Module) -> int:
+    """Return the number of parameters of a model."""
     return sum(parameter.numel() for parameter in net.parameters())

@@ -1,9 +1,41 @@
-"""The loss of each image.  Shapes: B images, C classes."""
+"""The loss of each image.  Shapes: B images, C classes, H heads (`pipeline/models.py`).
+
+Sources: DeiT, arXiv 2012.12877, Eq. 2 and 3; deit/losses.py for what it does otherwise.
+"""
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.config import Distill
 
-def objective(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of each image, float32 [B], for logits and soft targets [B, C]."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+def objective(logits: Tensor, targets: Tensor, answers: Tensor | None, distill: Distill) -> Tensor:
+    """Return the loss of each image, [B], for logits [H, B, C] and soft targets [B, C].
+
+    The first head learns the targets. Where there are answers of a teacher, the last head, which is the same one
+    without a distillation token, learns them with the share `distill.weight`.
+    """
+    loss = F.cross_entropy(logits[0], targets, reduction="none")
+    if answers is None:
+        return loss
+    return (1 - distill.weight) * loss + distill.weight * distillation(logits[-1], answers, distill)
+
+
+def distillation(logits: Tensor, answers: Tensor, distill: Distill) -> Tensor:
+    """Return the loss [B] of logits [B, C] against a teacher's classes int64 [B], or its log-probabilities [B, C].
+
+    Hard: cross-entropy with the teacher's class (Eq. 3). Soft: tau^2 times the divergence of the student's from the
+    teacher's distribution, both at temperature tau (Eq. 2); the official code sums it over batch and classes and
+    divides by both, which makes it 1/C of that.
+    """
+    if distill.loss == "hard":
+        return F.cross_entropy(logits, answers, reduction="none")
+    student, teacher = ((scores / distill.tau).log_softmax(1) for scores in (logits, answers))
+    divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1) * distill.tau**2
+    return divergence / logits.shape[1] if distill.kl == "code" else divergence
+
+
+def agreement(logits: Tensor, answers: Tensor) -> Tensor:
+    """Return of how many images the last head of logits [H, B, C] gives the teacher's class; a scalar."""
+    classes = answers if answers.ndim == 1 else answers.argmax(1)
+    return (logits[-1].argmax(1) == classes).sum()

@@ -20,8 +20,12 @@ CACHED: Final = 64  # windows kept: one or two for each virtual rank that a proc
 
 
 class Views(NamedTuple):
-    """The views of one virtual rank at one step: sample numbers and copies, [batch / K] each."""
+    """The views of one virtual rank at one step: sample numbers and copies, [batch / K] each.
 
+    `step` and `epoch` are those that the views belong to: in a cyclic order, of the first cycle.
+    """
+
+    step: int
     epoch: int
     samples: NDArray[np.int64]
     copies: NDArray[np.int64]
@@ -32,7 +36,7 @@ class Order:
     """The order of a run.  `batch` is global; `window` is in samples.
 
     `epoch="views"` is DeiT's convention: an epoch shows as many views as there are images, so with r repeats a
-    r-th of the images. `epoch="images"` shows every image, r times.
+    r-th of the images. `epoch="images"` shows every image, r times. After `cycle` epochs the views come again.
     """
 
     shard_sizes: tuple[int, ...]
@@ -42,6 +46,7 @@ class Order:
     repeats: int = 1
     window: int = 8192
     epoch: Epoch = "views"
+    cycle: int = 0  # epochs; 0: no cycle
 
     @property
     def num_samples(self) -> int:
@@ -66,6 +71,8 @@ class Order:
 
     def views(self, step: int, virtual_rank: int) -> Views:
         """Return what `virtual_rank` sees at `step` of the run."""
+        if self.cycle:
+            step %= self.cycle * self.steps_per_epoch
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
         positions = step_in_epoch * self.rank_batch + np.arange(self.rank_batch)
         in_span, copies = np.divmod(positions, self.repeats)
@@ -76,7 +83,7 @@ class Order:
                 for window in np.unique(windows)
             ]
         )
-        return Views(epoch, self._samples(epoch, virtual_rank * self.span + in_line), copies)
+        return Views(step, epoch, self._samples(epoch, virtual_rank * self.span + in_line), copies)
 
     def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples at the given places of the epoch's line."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from pipeline.batch import EvaluationBatches, normalize
+from pipeline.models import fuse, heads
 
 COLUMNS: Final = 10
 ROWS: Final = 4
@@ -25,7 +26,8 @@ def draw_learnt(
     labels = np.concatenate([part.labels for part in shown])[: COLUMNS * ROWS]
     net.eval()
     with torch.inference_mode():
-        probabilities = net(normalize(images, recipe.model, device)).float().softmax(1).cpu()
+        logits = heads(net, normalize(images, recipe.model, device)).float()
+        probabilities = fuse(logits, recipe.distill.fusion).softmax(1).cpu()
     figure = Figure(figsize=(COLUMNS, 1.3 * ROWS + 3), layout="constrained")
     grid = figure.add_gridspec(2, 1, height_ratios=(1.3 * ROWS, 3))
     upper, lower = (figure.add_subfigure(grid[row, 0]) for row in range(2))

@@ -1,7 +1,8 @@
 """The dry run: a few true optimizer steps of the real model on this machine, and what the full run would be.
 
 What is made smaller is the batch, where the machine has no accelerator, and the evaluation; model, augmentation,
-optimizer, checkpoint and resume are the run's own. Nothing is kept.
+optimizer, checkpoint and resume are the run's own. Published weights are not fetched: random ones take their place.
+Nothing is kept.
 """
 
 import json
@@ -18,10 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Recipe
 from pipeline.hosting import hosted, processes_of_launch, resolve_precision
-from pipeline.models import build_model
+from pipeline.models import on_paper, parameter_count
 from pipeline.order import Order
 from pipeline.request import Request
 from pipeline.session import DONE, run_recipe
+from pipeline.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
 
@@ -44,6 +46,10 @@ def rehearse(request: Request, dataset: Dataset | None) -> int:
         images = request.recipe.data.images if made_up else len(dataset.splits["train"])
         dataset = replace(dataset, splits={name: index.head(EVALUATED) if name != "train" else index
                                            for name, index in dataset.splits.items()})  # fmt: skip
+        if recipe.distill.teacher and not recipe.distill.checkpoint:
+            write_random_weights(recipe, scratch / "teacher.safetensors")
+            stand_in = replace(recipe.distill, checkpoint=str(scratch / "teacher.safetensors"))
+            recipe = replace(recipe, distill=stand_in)
         output = scratch / "run"
         output.mkdir()
         data = "made-up images" if made_up else request.data
@@ -66,6 +72,8 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         recipe,
         batch=ranks * part,
         virtual_ranks=ranks,
+        model=replace(recipe.model, pretrained=False),
+        distill=replace(recipe.distill, store=""),
         eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
         log=replace(recipe.log, every_steps=1),
     )
@@ -96,6 +104,7 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
     table = Table(title=f"Rehearsal of {recipe.name}", show_header=False)
     for row in (
         ("model", f"{recipe.model.name}, {parameters:,} parameters"),
+        ("teacher", recipe.distill.teacher or "none"),
         ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
         (
             "rehearsed",
@@ -126,12 +135,11 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
 
 def measure(recipe: Recipe) -> tuple[int, int]:
     """Return the parameters of the model and the floating point operations of one image's forward pass."""
-    with torch.device("meta"):
-        net = build_model(replace(recipe.model, pretrained=False, checkpoint=""), recipe.data.classes, recipe.seed)
-        image = torch.empty(1, 3, recipe.model.img_size, recipe.model.img_size)
+    net = on_paper(replace(recipe, model=replace(recipe.model, checkpoint="")))
+    image = torch.empty(1, 3, recipe.model.img_size, recipe.model.img_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         net.eval()(image)
-    return sum(parameter.numel() for parameter in net.parameters()), counter.get_total_flops()
+    return parameter_count(net), counter.get_total_flops()
 
 
 def peak_memory() -> int:

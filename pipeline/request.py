@@ -11,11 +11,14 @@ from typing import Annotated, Final
 import tyro
 
 from pipeline import checkpoint
+from pipeline.batch_norm import BatchNorms
 from pipeline.config import Recipe, flag, flatten, problems
 from pipeline.hosting import processes_of_launch
-from pipeline.models import parameter_count
+from pipeline.models import on_paper, parameter_count
+from pipeline.store import differences, fingerprint
+from pipeline.teacher import check_teacher, teacher_weights
 from shards.dataset import Dataset, read_dataset
-from shards.errors import BadRequest, ShardError
+from shards.errors import BadRequest, ShardError, StoreError
 
 BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
 
@@ -67,8 +70,11 @@ def parse(recipe: Recipe, arguments: list[str], *, speaks: bool = True) -> Reque
     raise BadRequest([*found, *check(request)[0]])
 
 
-def check(request: Request) -> tuple[list[str], Dataset | None]:
-    """Return all that is wrong with a request, and its data set; leaves nothing behind."""
+def check(request: Request, *, trains: bool = True) -> tuple[list[str], Dataset | None]:
+    """Return all that is wrong with a request, and its data set; leaves nothing behind.
+
+    A request that trains nobody, but fills a store, needs no output folder.
+    """
     found, dataset = [], None
     processes, _ = processes_of_launch()
     if "://" in request.data:
@@ -83,15 +89,43 @@ def check(request: Request) -> tuple[list[str], Dataset | None]:
     found += problems(request.recipe, dataset, processes)
     if request.max_steps < 0:
         found.append(f"--max-steps is {request.max_steps}; it must not be negative.")
+    found += _of_teacher(request, dataset) if not any("--distill." in problem for problem in found) else []
     parameters = 0
-    if not any("--model." in problem or "--data.classes is" in problem for problem in found):
-        try:
-            parameters = parameter_count(request.recipe.model, request.recipe.data.classes)
-        except BadRequest as error:
-            found += error.problems
-    if not request.dry_run:
+    recipe = request.recipe
+    try:
+        if not any("--model." in problem or "--data.classes is" in problem for problem in found):
+            net = on_paper(recipe)
+            parameters = parameter_count(net)
+            if recipe.micro_batch and BatchNorms(net):
+                found.append(
+                    f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "
+                    f"rank's images; for smaller passes take more --virtual-ranks."
+                )
+    except BadRequest as error:
+        found += error.problems
+    if trains and not request.dry_run:
         found += _of_output(request, parameters)
     return found, dataset
+
+
+def _of_teacher(request: Request, dataset: Dataset | None) -> list[str]:
+    """Return what is wrong with the teacher, and with the store of its answers."""
+    recipe = request.recipe
+    distill = recipe.distill
+    if not distill.teacher:
+        return []
+    try:
+        # a rehearsal without the weights takes others: see `pipeline/rehearsal.py`
+        if not request.dry_run or distill.checkpoint:
+            check_teacher(recipe)
+        if not distill.store or not dataset or "train" not in dataset.splits or request.dry_run:
+            return []
+        wanted = fingerprint(recipe, dataset.splits["train"].fingerprint, teacher_weights(distill))
+        return differences(Path(distill.store), wanted)
+    except BadRequest as error:
+        return error.problems
+    except StoreError as error:
+        return [f"--distill.store {error}"]
 
 
 def _of_output(request: Request, parameters: int) -> list[str]:

@@ -9,23 +9,27 @@ from pathlib import Path
 from typing import Any, Final
 
 import timm
+from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from pipeline import checkpoint
-from pipeline.batch import EvaluationBatches
+from pipeline.batch import EvaluationBatches, order_of
 from pipeline.checkpoint import Snapshot, weights_sha256
 from pipeline.config import Recipe, identity
 from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
 from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
 from pipeline.log import Log, rewind
-from pipeline.models import shape
+from pipeline.models import parameter_count, shape
 from pipeline.picture import draw_learnt
 from pipeline.request import Request
+from pipeline.store import Store, fingerprint
+from pipeline.teacher import Answers, build_teacher, teacher_weights
 from pipeline.train import Run, build, train
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from shards.files import atomic_write, write_json
+from shards.index import Index
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
 LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
@@ -39,6 +43,8 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
     main = accelerator.is_main_process
     say: Callable[[str], None] = print if main else lambda _: None
     fingerprints = {name: index.fingerprint for name, index in dataset.splits.items()}
+    if recipe.distill.teacher:
+        fingerprints["teacher"] = teacher_weights(recipe.distill)
     snapshot = restore(request, fingerprints, say)
     step = snapshot.step if snapshot else 0
     if main:
@@ -48,7 +54,15 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
     accelerator.wait_for_everyone()
     workers = loader_workers(recipe.data.workers)
     train_index = dataset.splits["train"]
-    run = build(recipe, train_index, accelerator, workers=workers, max_steps=request.max_steps, snapshot=snapshot)
+    run = build(
+        recipe,
+        train_index,
+        accelerator,
+        workers=workers,
+        max_steps=request.max_steps,
+        snapshot=snapshot,
+        answers=open_answers(recipe, train_index, accelerator, fingerprints),
+    )
     if run.first_step == run.last_step == finished_steps(folder):
         say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
         return DONE
@@ -82,6 +96,20 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
     return DONE
 
 
+def open_answers(
+    recipe: Recipe, index: Index, accelerator: Accelerator, fingerprints: dict[str, str]
+) -> Answers | None:
+    """Return where a recipe's answers of the teacher come from, None where it has no teacher."""
+    distill = recipe.distill
+    if not distill.teacher:
+        return None
+    store = None
+    if distill.store:
+        wanted = fingerprint(recipe, fingerprints["train"], fingerprints["teacher"])
+        store = Store(Path(distill.store), order_of(recipe, index), 2 * distill.top or 1, wanted)
+    return Answers(recipe, lambda: build_teacher(recipe).to(accelerator.device), store, accelerator.autocast)
+
+
 def restore(request: Request, fingerprints: dict[str, str], say: Callable[[str], None]) -> Snapshot | None:
     """Return the checkpoint to start from, None for a fresh start.
 
@@ -101,8 +129,9 @@ def restore(request: Request, fingerprints: dict[str, str], say: Callable[[str],
         if saved.get(name) != wanted.get(name)
     ]
     # an evaluation split may change: it has no part in the weights
-    if snapshot.state["fingerprints"]["train"] != fingerprints["train"]:
-        differing.append(f"the checkpoint of step {snapshot.step} was made with other training data.")
+    for source, what in (("train", "other training data"), ("teacher", "other weights of the teacher")):
+        if snapshot.state["fingerprints"].get(source) != fingerprints.get(source):
+            differing.append(f"the checkpoint of step {snapshot.step} was made with {what}.")
     if differing:
         raise BadRequest(differing)
     return snapshot
@@ -134,18 +163,20 @@ def introduction(request: Request, run: Run, precision: str, workers: int, *, re
     micro_steps = len(run.hosted) * -(-recipe.rank_batch // size)
     shown = order.num_samples // (recipe.data.repeats if recipe.data.epoch == "views" else 1)
     scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
-    parameters = sum(parameter.numel() for parameter in run.net.parameters())
+    distill = recipe.distill
+    taught = f"{distill.teacher}, {distill.loss} answers" + (f", stored in {distill.store}" if distill.store else "")
     shares = ", ".join(str(len(hosted(recipe.virtual_ranks, processes, p))) for p in range(processes))
     return "\n".join(
         [
-            f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {recipe.data.classes} classes, "
-            f"{recipe.model.img_size} px",
+            f"{recipe.name}: {recipe.model.name}, {parameter_count(run.net):,} parameters, "
+            f"{recipe.data.classes} classes, {recipe.model.img_size} px",
             f"data      {request.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {processes} "
             f"process(es) ({shares}), {run.device.type} {precision}, {micro_steps} micro-steps of {size}, "
             f"{workers} loader worker(s) and {cores_per_process()} core(s) each",
             f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
+            *([f"teacher   {taught}"] if distill.teacher else []),
             f"output    {request.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
         ]
     )

@@ -11,16 +11,18 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from pipeline.batch import Bad, Batch, Places, TrainingBatches, erase, load, normalize
+from pipeline.batch import Bad, Batch, Places, TrainingBatches, as_seen, load
+from pipeline.batch_norm import BatchNorms
 from pipeline.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
 from pipeline.config import Recipe
 from pipeline.hosting import hosted
-from pipeline.mix import mix_images, mix_labels
-from pipeline.models import Student, build_model
-from pipeline.objective import objective
+from pipeline.mix import mix_labels
+from pipeline.models import Student, build_student
+from pipeline.objective import agreement, objective
 from pipeline.optimizer import build_optimizer, update
 from pipeline.order import Order
 from pipeline.schedule import cosine
+from pipeline.teacher import Answers
 from shards.index import Index
 
 
@@ -31,18 +33,22 @@ class Events(Protocol):
         """Take note of a batch that is about to be used; `images` as the model sees them."""
         ...
 
-    def after_step(self, step: int, losses: Tensor, norm: Tensor) -> bool:
-        """Log, evaluate, save; return True to stop here.  `losses` [K]: summed over a virtual rank's images."""
+    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
+        """Log, evaluate, save; return True to stop here.
+
+        `losses` [K]: summed over a virtual rank's images. `agreed`: images of which student and teacher say the same.
+        """
         ...
 
 
 class Micro(NamedTuple):
-    """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes]."""
+    """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes], a teacher's answers."""
 
     virtual_rank: int
     images: Tensor
     keys: Tensor
     targets: Tensor
+    answers: Tensor | None
     last: bool  # of this process in this step: gradients are exchanged
 
 
@@ -54,16 +60,19 @@ def train(run: "Run", events: Events) -> bool:
     run.student.train()
     for step in range(run.first_step, run.last_step):
         losses = torch.zeros(run.recipe.virtual_ranks, device=run.device)
+        agreed = torch.zeros((), device=run.device)
         for micro in micro_batches(run, step, events):
             with run.exchange(micro.last):
                 logits = run.student(micro.images, micro.keys)
-                loss = objective(logits, micro.targets)
+                loss = objective(logits, micro.targets, micro.answers, run.recipe.distill)
                 run.accelerator.backward(loss.sum() * run.loss_scale)
             losses[micro.virtual_rank] += loss.detach().sum()
+            if micro.answers is not None:
+                agreed += agreement(logits, micro.answers)
         norm = update(run.optimizer, lr=run.lr(step), clip=run.recipe.optim.clip)
         if run.ema:
             run.ema.update(run.net, step + 1)
-        if events.after_step(step, losses, norm):
+        if events.after_step(step, losses, agreed, norm):
             return True
     return False
 
@@ -80,6 +89,8 @@ class Run:
     student: nn.Module  # the net with keyed stochastic depth, ready for several processes and autocast
     ema: ModelEmaV3 | None
     optimizer: torch.optim.Optimizer
+    answers: Answers | None  # of the teacher, where there is one
+    norms: BatchNorms
     hosted: range  # virtual ranks of this process
     first_step: int
     last_step: int  # where this session stops
@@ -115,6 +126,14 @@ class Run:
         context: AbstractContextManager[None] = nullcontext() if last else self.accelerator.no_sync(self.student)
         return context
 
+    def next_batch(self) -> Batch:
+        """Return the next batch of the loader, and count the time spent waiting for it and its unusable samples."""
+        started = time.perf_counter()
+        batch = next(self.batches)
+        self.data_wait += time.perf_counter() - started
+        self.bad += batch.bad
+        return batch
+
     def close(self) -> None:
         """End the loader's workers: a loader does so when its iterator is forgotten, at exit it would be too late."""
         self.batches = iter(())
@@ -132,22 +151,22 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
     """Yield what this process does in a step: its virtual ranks, each in one piece or several."""
     classes, smoothing = run.recipe.data.classes, run.recipe.mix.smoothing
     size = run.recipe.micro_batch or run.recipe.rank_batch
-    for rank in run.hosted:
-        started = time.perf_counter()
-        batch = next(run.batches)
-        run.data_wait += time.perf_counter() - started
-        assert (batch.step, batch.virtual_rank) == (step, rank), "the loader gives batches in the order of their places"
-        run.bad += batch.bad
-        keys = torch.from_numpy(batch.keys).to(run.device, non_blocking=True)
-        labels = torch.from_numpy(batch.labels).to(run.device, non_blocking=True)
-        images = erase(normalize(batch.images, run.recipe.model, run.device), batch.boxes, keys)
-        images = mix_images(images, batch.mixing)
-        targets = mix_labels(labels, batch.mixing, classes=classes, smoothing=smoothing)
-        events.after_batch(batch, images)
-        for first in range(0, len(images), size):
-            part = slice(first, first + size)
-            last = rank == run.hosted[-1] and first + size >= len(images)
-            yield Micro(rank, images[part], keys[part], targets[part], last)
+    with run.norms.over_virtual_ranks(run.accelerator, len(run.hosted), run.recipe.virtual_ranks):
+        for turn, rank in enumerate(run.hosted):
+            run.norms.take_turn(turn)
+            batch = run.next_batch()
+            assert (batch.step, batch.virtual_rank) == (step, rank), "the loader gives batches in the places' order"
+            images = as_seen(batch, run.recipe.model, run.device)
+            events.after_batch(batch, images)
+            keys = torch.from_numpy(batch.depth_keys).to(run.device, non_blocking=True)
+            labels = torch.from_numpy(batch.labels).to(run.device, non_blocking=True)
+            targets = mix_labels(labels, batch.mixing, classes=classes, smoothing=smoothing)
+            answers = run.answers.of(batch, images) if run.answers else None
+            for first in range(0, len(images), size):
+                part = slice(first, first + size)
+                last = rank == run.hosted[-1] and first + size >= len(images)
+                told = None if answers is None else answers[part]
+                yield Micro(rank, images[part], keys[part], targets[part], told, last)
 
 
 def build(
@@ -158,9 +177,10 @@ def build(
     workers: int,
     max_steps: int,
     snapshot: Snapshot | None,
+    answers: Answers | None,
 ) -> Run:
     """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe."""
-    net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    net = build_student(recipe)
     if snapshot:
         net.load_state_dict(snapshot.tensors["model"])
     net.to(accelerator.device)
@@ -187,6 +207,8 @@ def build(
         student=accelerator.prepare_model(student),
         ema=ema,
         optimizer=optimizer,
+        answers=answers,
+        norms=BatchNorms(net),
         hosted=mine,
         first_step=first_step,
         last_step=last_step,

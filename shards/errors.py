@@ -6,6 +6,7 @@ VitrailError
 ├── ShardError        a tar or its index is missing, torn or altered
 ├── SampleError       one sample cannot be used: wrong bytes, or no image in them
 ├── CheckpointError   no checkpoint fits, or the one named is torn
+├── StoreError        a store of a teacher's answers is torn, or of other views
 └── TrainingError     the run cannot go on: a non-finite loss, too many bad samples
 """
 
@@ -36,6 +37,10 @@ class SampleError(VitrailError):
 
 class CheckpointError(VitrailError):
     """No checkpoint fits the run, or the one named is torn."""
+
+
+class StoreError(VitrailError):
+    """A store of a teacher's answers is torn, or holds something else."""
 
 
 class TrainingError(VitrailError):

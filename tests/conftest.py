@@ -2,14 +2,20 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState, PartialState
 
 from pipeline.config import Augment, Checkpoint, Data, Ema, Eval, Log, Mix, Model, Optim, Recipe
+from pipeline.request import Request
+from pipeline.run import carry_out
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
 
@@ -31,6 +37,8 @@ TINY = Recipe(
     epochs=4,
     precision="fp32",
 )
+
+HERE = replace(TINY, data=replace(TINY.data, workers=0))  # for runs in this process, without loader processes
 
 RECIPE_FILE = """from dataclasses import replace
 
@@ -57,6 +65,23 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "tiny.py"
     path.write_text(RECIPE_FILE)
     return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_state() -> Iterator[None]:
+    """Forget Accelerate's process-wide state and our signal handlers after each run in this process."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def train_here(dataset: Dataset, folder: Path, recipe: Recipe = HERE, **options: Any) -> int:
+    """Run a recipe in this process and return its exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return carry_out(Request(recipe=recipe, data=str(dataset.folder), output=str(folder), **options))
 
 
 def start(

@@ -93,6 +93,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert epoch_views(an_order(seed=4), 0) != epoch_views(first, 1)
 
 
+def test_a_cyclic_order_shows_the_same_views_again() -> None:
+    order, cyclic = an_order(), an_order(cycle=2)
+    for epoch in range(5):
+        assert epoch_views(cyclic, epoch) == epoch_views(order, epoch % 2)
+    assert cyclic.views(2 * order.steps_per_epoch + 1, 0)[:2] == (1, 0)
+
+
 def test_the_order_is_what_it_was_when_these_numbers_were_written_down() -> None:
     # a change here breaks the resumption of every run in the world: raise the format version of checkpoints
     assert an_order(batch=24).views(9, 2).samples.tolist() == GOLDEN

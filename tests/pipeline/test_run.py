@@ -6,44 +6,25 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState, PartialState
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.config import Recipe
 from pipeline.request import Request
 from pipeline.run import carry_out
 from shards.dataset import Dataset
 from shards.errors import BadRequest, TrainingError
-from tests.conftest import TINY, metrics, run, start, summary, traces
+from tests.conftest import HERE, TINY, metrics, run, start, summary, traces, train_here
 
-HERE = replace(TINY, data=replace(TINY.data, workers=0))  # without loader processes
 STEPS = 4 * (70 // 12)
-
-
-@pytest.fixture(autouse=True)
-def fresh_state() -> Iterator[None]:
-    """Forget Accelerate's process-wide state and our signal handlers after each run in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-
-
-def train_here(dataset: Dataset, folder: Path, recipe: Recipe = HERE, **options: object) -> int:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return carry_out(Request(recipe=recipe, data=str(dataset.folder), output=str(folder), **options))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

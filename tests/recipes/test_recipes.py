@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 import recipes
 from pipeline.config import problems
 from pipeline.request import Request
 from pipeline.run import carry_out
+from pipeline.teacher import write_random_weights
 from shards.synthetic import make_dataset
 from tests.conftest import metrics
 
@@ -28,11 +28,14 @@ def test_a_recipe_is_named_for_its_file_and_has_no_problem(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
     recipe = importlib.import_module(f"recipes.{name}").RECIPE
     # its model, augmentation and optimizer, with two images a step
     small = replace(recipe, batch=2, virtual_ranks=2, epochs=10, data=replace(recipe.data, workers=0),
-                    eval=replace(recipe.eval, batch=2))  # fmt: skip
+                    eval=replace(recipe.eval, batch=2), model=replace(recipe.model, pretrained=False))  # fmt: skip
+    if recipe.distill.teacher:
+        write_random_weights(recipe, tmp_path / "teacher.safetensors")
+        taught = replace(recipe.distill, checkpoint=str(tmp_path / "teacher.safetensors"))
+        small = replace(small, distill=taught)
     data = make_dataset(
         tmp_path / "data", classes=recipe.data.classes, size=recipe.model.img_size + 8, samples={"train": 8, "val": 2}
     )

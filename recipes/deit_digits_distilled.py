@@ -1,0 +1,21 @@
+"""The demo: deit_digits, distilled from a CNN that was trained before, whose answers are stored.
+
+Expect XXX
+Run:   make demo
+"""
+
+from dataclasses import replace
+
+from pipeline.config import Distill
+from pipeline.run import main
+from recipes.deit_digits import RECIPE as DEIT_DIGITS
+
+RECIPE = replace(
+    DEIT_DIGITS,
+    name="deit_digits_distilled",
+    model=replace(DEIT_DIGITS.model, name="deit_tiny_distilled_patch16_224"),
+    distill=Distill(teacher="resnet20_cifar"),
+)
+
+if __name__ == "__main__":
+    main(RECIPE)

@@ -1,0 +1,111 @@
+"""What a teacher costs a step: deit_tiny without one, with stored answers, and with RegNetY-16GF beside it.
+
+One JSON line: seconds a step, medians of n rounds taken in turn in this run, and their ratios. The teacher has random
+weights and the store random answers, which takes the same time.
+"""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipeline.batch import Batch, order_of
+from pipeline.config import Recipe
+from pipeline.hosting import build_accelerator
+from pipeline.session import open_answers
+from pipeline.store import Store, fingerprint
+from pipeline.teacher import teacher_weights, write_random_weights
+from pipeline.train import Run, build, train
+from recipes import deit_tiny, deit_tiny_distilled
+from shards.index import Index
+from shards.synthetic import make_dataset
+
+ROUNDS = 7
+STEPS = 2  # in each round, after one round that is not counted
+SMALL = {"batch": 16, "virtual_ranks": 2, "epochs": 10, "precision": "fp32"}
+
+
+class Stopwatch:
+    """The events of a run of a few steps: none but the end."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def after_batch(self, batch: Batch, images: Tensor) -> None:
+        pass
+
+    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
+        losses.sum().item()  # wait for the device
+        self.steps += 1
+        return self.steps == STEPS
+
+
+def built(recipe: Recipe, index: Index, accelerator: Accelerator) -> Run:
+    fingerprints = {"train": index.fingerprint}
+    if recipe.distill.teacher:
+        fingerprints["teacher"] = teacher_weights(recipe.distill)
+    answers = open_answers(recipe, index, accelerator, fingerprints)
+    return build(recipe, index, accelerator, workers=1, max_steps=0, snapshot=None, answers=answers)
+
+
+def seconds_a_step(run: Run) -> float:
+    started = time.perf_counter()
+    train(run, Stopwatch())
+    run.first_step += STEPS
+    return (time.perf_counter() - started) / STEPS
+
+
+def main() -> None:
+    accelerator = build_accelerator("fp32")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        dataset = make_dataset(folder / "data", classes=1000, size=256, samples={"train": 1024})
+        index = dataset.splits["train"]
+        alone = replace(deit_tiny.RECIPE, **SMALL)
+        live = replace(deit_tiny_distilled.RECIPE, **SMALL)
+        write_random_weights(live, folder / "teacher.safetensors")
+        live = replace(live, distill=replace(live.distill, checkpoint=str(folder / "teacher.safetensors")))
+        stored = replace(live, distill=replace(live.distill, store=str(folder / "store")))
+        fill(stored, index)
+        recipes = {"alone": alone, "stored": stored, "live": live}
+        runs = {name: built(recipe, index, accelerator) for name, recipe in recipes.items()}
+        rounds = [{name: seconds_a_step(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
+        for run in runs.values():
+            run.close()
+    seconds = {name: statistics.median(times[name] for times in rounds) for name in recipes}
+    print(
+        json.dumps(
+            {
+                "what": "a teacher's share of a step, deit_tiny and RegNetY-16GF, 224 px",
+                "seconds_a_step": {name: round(value, 3) for name, value in seconds.items()},
+                "stored_over_alone": round(statistics.median(r["stored"] / r["alone"] for r in rounds), 3),
+                "live_over_stored": round(statistics.median(r["live"] / r["stored"] for r in rounds), 2),
+                "views_a_step": SMALL["batch"],
+                "n": ROUNDS,
+                "machine": platform.processor() or platform.machine(),
+                "torch": torch.__version__,
+            }
+        )
+    )
+
+
+def fill(recipe: Recipe, index: Index) -> None:
+    order = order_of(recipe, index)
+    wanted = fingerprint(recipe, index.fingerprint, teacher_weights(recipe.distill))
+    store = Store(Path(recipe.distill.store), order, 1, wanted)
+    rng = np.random.default_rng(0)
+    for step in range((ROUNDS + 1) * STEPS):
+        for rank in range(recipe.virtual_ranks):
+            store.write(step, rank, rng.integers(1, 1001, (order.rank_batch, 1), dtype=np.uint16))
+
+
+if __name__ == "__main__":
+    main()
