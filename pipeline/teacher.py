@@ -81,7 +81,7 @@ class Answers:
         self._build = build
         self.store = store
         self._autocast = autocast
-        self._sent: list[tuple[Batch, Tensor, torch.Event | None]] = []
+        self._sent: list[tuple[int, int, Tensor, torch.Event | None]] = []  # place, virtual rank, records
 
     def of(self, batch: Batch, images: Tensor) -> Tensor:
         """Return the answers for a batch, `images` [B, 3, S, S] as the student sees it, on their device.
@@ -118,15 +118,15 @@ class Answers:
             copied = torch.Event("cuda")
             copied.record()
         self.flush()
-        self._sent.append((batch, on_host, copied))
+        self._sent.append((batch.place, batch.virtual_rank, on_host, copied))
 
     def flush(self) -> None:
         """Store what was asked for."""
-        for batch, records, copied in self._sent:
+        for place, rank, records, copied in self._sent:
             if copied:
                 copied.synchronize()
             assert self.store
-            self.store.write(batch.place, batch.virtual_rank, records.numpy().astype("uint16"))
+            self.store.write(place, rank, records.numpy().astype("uint16"))
         self._sent.clear()
 
 
