@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from timm.data.auto_augment import auto_augment_policy
 
 from pipeline.config import Augment
 
@@ -25,8 +26,11 @@ def augment(image: Image.Image, size: int, settings: Augment, rng: Generator) ->
     image = CROPS[settings.crop](image, size, settings, rng)
     if rng.random() < settings.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if settings.rand_ops:
-        image = rand_augment(image, settings, rng)
+    image = POLICIES[settings.policy](image, settings, rng)
+    if settings.jitter:
+        image = color_jitter(image, settings.jitter, rng)
+    if settings.rotate or settings.shear:
+        image = turned(image, settings, rng)
     return np.asarray(image)
 
 
@@ -82,6 +86,8 @@ CROPS: Final[Mapping[str, Callable[[Image.Image, int, Augment, Generator], Image
 
 def rand_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
     """RandAugment as timm's `rand-mM-mstdS-inc1`: `rand_ops` operations, each done with probability 1/2."""
+    if not settings.rand_ops:
+        return image
     chosen = rng.integers(len(OPS), size=settings.rand_ops)
     apply = rng.random(settings.rand_ops) < settings.rand_prob
     magnitudes = rng.normal(settings.rand_magnitude, settings.rand_std, settings.rand_ops)
@@ -134,6 +140,65 @@ OPS: Final[Mapping[str, Op]] = {
     "TranslateYRel": lambda image, level: affine(image, (1, 0, 0, 0, 1, 0.45 * level * image.height)),
 }
 OP_NAMES: Final = tuple(OPS)
+
+# AutoAugment's own, whose strengths go the other way.
+AUTO_OPS: Final[Mapping[str, Op]] = {
+    **OPS,
+    "PosterizeOriginal": lambda image, level: ImageOps.posterize(image, 4 + int(abs(level) * 4)),
+    "Solarize": lambda image, level: ImageOps.solarize(image, min(256, int(abs(level) * 256))),
+    "Color": lambda image, level: ImageEnhance.Color(image).enhance(0.1 + 1.8 * abs(level)),
+    "Contrast": lambda image, level: ImageEnhance.Contrast(image).enhance(0.1 + 1.8 * abs(level)),
+    "Sharpness": lambda image, level: ImageEnhance.Sharpness(image).enhance(0.1 + 1.8 * abs(level)),
+}
+# (operation, probability, magnitude), twice a sub-policy: ImageNet's of the paper, as timm has them
+AUTO_POLICY: Final = tuple(
+    tuple((op.name, op.prob, op.magnitude) for op in pair) for pair in auto_augment_policy("original", {})
+)
+
+
+def auto_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+    """AutoAugment: one of 25 learned pairs of operations, each done with its probability (1805.09501, Table 9)."""
+    pair = AUTO_POLICY[rng.integers(len(AUTO_POLICY))]
+    draws, signs = rng.random(2), rng.integers(2, size=2) * 2 - 1
+    for (name, prob, magnitude), draw, sign in zip(pair, draws, signs, strict=True):
+        if draw < prob:
+            image = AUTO_OPS[name](image, sign * magnitude / 10)
+    return image
+
+
+def three_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+    """3-Augment: grey, solarized or blurred, each a third of the time (DeiT III, 2204.07118; deit/augment.py)."""
+    which = rng.integers(3)
+    if which == 0:
+        return ImageOps.grayscale(image).convert("RGB")
+    if which == 1:
+        return ImageOps.solarize(image)
+    return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
+
+
+POLICIES: Final[Mapping[str, Callable[[Image.Image, Augment, Generator], Image.Image]]] = {
+    "rand": rand_augment,
+    "auto": auto_augment,
+    "three": three_augment,
+}
+
+
+def color_jitter(image: Image.Image, strength: float, rng: Generator) -> Image.Image:
+    """Change brightness, contrast and saturation, in random order, as torchvision's ColorJitter does."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    factors = rng.uniform(1 - strength, 1 + strength, 3)
+    for which in rng.permutation(3):
+        image = enhancers[which](image).enhance(factors[which])
+    return image
+
+
+def turned(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+    """Rotate and shear by angles within the settings."""
+    rotation, shear = rng.uniform(-1, 1, 2) * (settings.rotate, settings.shear)
+    image = image.rotate(rotation, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+    slope = math.tan(math.radians(shear))
+    # about the middle of the image, not its upper edge
+    return affine(image, (1, slope, -slope * image.height / 2, 0, 1, 0))
 
 
 def erase_box(size: int, prob: float, rng: Generator) -> tuple[int, int, int, int]:

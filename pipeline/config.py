@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import timm
 import torchvision
 
-from pipeline import cifar_resnet  # noqa: F401  its models are among timm's from here on
+from pipeline import cifar_resnet, vit_stem  # noqa: F401  their models are among timm's from here on
 from shards.dataset import Dataset
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -58,10 +58,14 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width over height of a resized crop
     pad: int = 4  # pixels around the image for a padded crop
     flip: float = 0.5  # probability of a mirrored view
+    policy: Literal["rand", "auto", "three"] = "rand"  # RandAugment, AutoAugment (1805.09501), 3-Augment (2204.07118)
     rand_ops: int = 0  # RandAugment: operations a view; 0: none
     rand_magnitude: float = 9.0  # of 10
     rand_std: float = 0.5  # standard deviation of the magnitude
     rand_prob: float = 0.5  # probability of each operation
+    jitter: float = 0.0  # brightness, contrast and saturation change by a factor within 1 +- this
+    rotate: float = 0.0  # largest rotation, degrees
+    shear: float = 0.0  # largest horizontal shear, degrees
     erase: float = 0.0  # random erasing: probability of one box of noise
 
 
@@ -309,14 +313,15 @@ POSITIVE: Final = (
     "data.window", "distill.tau", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
 )  # fmt: skip
 NOT_NEGATIVE: Final = (
-    "seed", "micro_batch", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std", "mix.mixup_alpha",
+    "seed", "micro_batch", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std", "augment.rotate",
+    "augment.shear", "mix.mixup_alpha",
     "mix.cutmix_alpha", "distill.top", "distill.store_epochs", "optim.weight_decay", "optim.warmup_epochs",
     "optim.warmup_lr", "optim.min_lr", "optim.clip", "eval.every_epochs", "checkpoint.every_steps",
     "checkpoint.every_minutes", "optim.lr_batch",
 )  # fmt: skip
 SHARES: Final = (
-    "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.erase", "mix.prob",
-    "mix.switch_prob", "mix.smoothing", "distill.weight", "ema.decay", "eval.crop_ratio",
+    "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.jitter", "augment.erase",
+    "mix.prob", "mix.switch_prob", "mix.smoothing", "distill.weight", "ema.decay", "eval.crop_ratio",
 )  # fmt: skip
 
 

@@ -3,10 +3,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import auto_augment, random_erasing
 
-from pipeline.augment import OPS, augment, center, erase_box, rand_augment
+from pipeline.augment import (
+    AUTO_OPS,
+    AUTO_POLICY,
+    FILL,
+    OPS,
+    augment,
+    center,
+    color_jitter,
+    erase_box,
+    rand_augment,
+    three_augment,
+    turned,
+)  # fmt: skip
 from pipeline.config import Augment
 from pipeline.randomness import Purpose, generator
 
@@ -29,6 +41,43 @@ def test_every_operation_gives_the_pixels_of_timm(
 
 def test_the_operations_are_those_of_timm_with_increasing_severity() -> None:
     assert list(OPS) == auto_augment._RAND_INCREASING_TRANSFORMS
+
+
+@pytest.mark.parametrize("name", sorted({name for pair in AUTO_POLICY for name, _, _ in pair}))
+@pytest.mark.parametrize("magnitude", [0, 5, 9])
+def test_every_operation_of_auto_augment_gives_the_pixels_of_timm(
+    name: str, magnitude: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: -value)
+    hparams = {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
+    theirs = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)(PHOTO)
+    assert np.array_equal(np.asarray(AUTO_OPS[name](PHOTO, -magnitude / 10)), np.asarray(theirs))
+
+
+def test_auto_augment_has_25_pairs() -> None:
+    assert [len(pair) for pair in AUTO_POLICY] == [2] * 25
+
+
+def test_three_augment_does_each_of_three_a_third_of_the_time() -> None:
+    views = [three_augment(PHOTO, DEIT, generator(0, Purpose.AUGMENT, sample=i)) for i in range(300)]
+    pixels = [np.asarray(view) for view in views]
+    grey = sum(bool((view == view[..., :1]).all()) for view in pixels)
+    solarized = sum(np.array_equal(view, np.asarray(ImageOps.solarize(PHOTO))) for view in pixels)
+    assert all(70 < count < 130 for count in (grey, solarized, 300 - grey - solarized))
+
+
+def test_colour_jitter_rotation_and_shear_stay_within_their_limits() -> None:
+    grey = Image.new("RGB", (40, 40), (100, 100, 100))
+    bright = [np.asarray(color_jitter(grey, 0.2, generator(0, Purpose.AUGMENT, sample=i))).mean() for i in range(50)]
+    assert 75 < min(bright) < max(bright) < 125
+    cross = Image.new("RGB", (41, 41), FILL)
+    cross.paste((255, 255, 255), (20, 0, 21, 41))
+    settings = Augment(rotate=10.0, shear=10.0)
+    views = [np.asarray(turned(cross, settings, generator(0, Purpose.AUGMENT, sample=i))) for i in range(50)]
+    # the line goes through the middle still, and its ends move by less than half a side times two tangents
+    assert all(view[20, 19:22].max() > 180 for view in views)
+    ends = [int(view[1, :, 0].argmax()) for view in views]
+    assert 20 - 20 * 0.36 - 1 <= min(ends) < 20 < max(ends) <= 20 + 20 * 0.36 + 1
 
 
 def test_rand_augment_applies_an_operation_half_of_the_time() -> None:

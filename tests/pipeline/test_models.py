@@ -26,6 +26,28 @@ def test_parameters_are_those_of_the_paper(recipe: object, parameters: int) -> N
     assert parameter_count(on_paper(recipe)) == parameters  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vitp_1gf", 4_830_376), ("vitp_4gf", 18_507_112), ("vitp_18gf", 86_567_656), ("vitp_36gf", 178_364_392),
+        ("vitc_1gf", 4_567_936), ("vitc_4gf", 17_754_136), ("vitc_18gf", 81_573_160), ("vitc_36gf", 167_796_008),
+    ],
+)  # fmt: skip
+def test_stems_have_the_parameters_of_early_convolutions(name: str, parameters: int) -> None:
+    # 2106.14881, Table 1, counted exactly
+    recipe = replace(deit_small.RECIPE, model=Model(name=name))
+    assert parameter_count(on_paper(recipe)) == parameters
+
+
+def test_a_convolutional_stem_takes_any_image_its_strides_divide() -> None:
+    for size, patch in ((224, 16), (32, 4), (48, 8), (320, 16)):
+        settings = Model(name="vitc_1gf", img_size=size, patch_size=patch, width=64, depth=1, heads=2)
+        net = build_model(settings, 7, seed=0).eval()
+        assert net(torch.zeros(1, 3, size, size)).shape == (1, 7)
+    with pytest.raises(BadRequest, match="do not take patches of 4 in images of 32 px"):
+        build_model(Model(name="vitc_18gf", img_size=32, patch_size=4), 7, seed=0)
+
+
 def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:
     # 4.6 G multiply-adds: DeiT issue tracker and timm's tables; one of them is two operations
     assert measure(deit_small.RECIPE)[1] / 2e9 == pytest.approx(4.6, abs=0.05)
