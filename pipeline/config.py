@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import timm
 import torchvision
 
-from pipeline import cifar_resnet, vit_stem  # noqa: F401  their models are among timm's from here on
+from pipeline import cifar_resnet, vit_plain, vit_stem  # noqa: F401  their models are among timm's from here on
 from shards.dataset import Dataset
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -29,6 +29,8 @@ class Model:
     width: int | None = None  # embedding dimension
     depth: int | None = None  # blocks
     heads: int | None = None  # attention heads
+    mlp_ratio: float | None = None  # width of the hidden layer of a block over its own
+    layer_scale: float | None = None  # initial factor of what a block adds
     drop_path: float = 0.0  # stochastic depth: rate of the last block, rising linearly from 0
     pretrained: bool = False  # start from timm's published weights
     checkpoint: str = ""  # start from these weights: a .safetensors file, ours or timm's
@@ -71,13 +73,14 @@ class Augment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mix:
-    """Mixup, CutMix and label smoothing."""
+    """Mixup, CutMix, label smoothing, and the loss that their labels go into."""
 
     mixup_alpha: float = 0.0  # Beta parameter; 0: no mixup
     cutmix_alpha: float = 0.0  # Beta parameter; 0: no cutmix
     prob: float = 1.0  # probability that a batch is mixed
     switch_prob: float = 0.5  # probability of CutMix where both are on
     smoothing: float = 0.0  # label smoothing
+    loss: Literal["ce", "bce"] = "ce"  # cross-entropy, or binary: every class in the mixture is a whole one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,11 +107,11 @@ class Distill:
 class Optim:
     """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    name: Literal["adamw", "adam", "sgd", "lamb"] = "adamw"
     lr: float  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: int = 512  # images; 0: the rate is taken as it is
     weight_decay: float = 0.05  # not for biases, 1-D parameters, tokens and position embeddings
-    betas: tuple[float, float] = (0.9, 0.999)  # adam and adamw
+    betas: tuple[float, float] = (0.9, 0.999)  # adam, adamw and lamb
     momentum: float = 0.9  # sgd
     warmup_epochs: float = 5.0
     warmup_lr: float = 1e-6  # rate of the first step, not scaled
@@ -245,6 +248,8 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
             f"--model.img-size {recipe.model.img_size} is not a multiple of "
             f"--model.patch-size {recipe.model.patch_size}."
         )
+    if recipe.mix.loss == "bce" and recipe.mix.smoothing:
+        yield "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it."
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
 

@@ -71,6 +71,8 @@ def shape(settings: Model) -> dict[str, Any]:
         "embed_dim": settings.width,
         "depth": settings.depth,
         "num_heads": settings.heads,
+        "mlp_ratio": settings.mlp_ratio,
+        "init_values": settings.layer_scale,
     }
     return {name: value for name, value in arguments.items() if value is not None}
 

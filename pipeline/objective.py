@@ -6,16 +6,22 @@ Sources: DeiT, arXiv 2012.12877, Eq. 2 and 3; deit/losses.py for what it does ot
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.config import Distill
+from pipeline.config import Distill, Recipe
 
 
-def objective(logits: Tensor, targets: Tensor, answers: Tensor | None, distill: Distill) -> Tensor:
+def objective(logits: Tensor, targets: Tensor, answers: Tensor | None, recipe: Recipe) -> Tensor:
     """Return the loss of each image, [B], for logits [H, B, C] and soft targets [B, C].
 
-    The first head learns the targets. Where there are answers of a teacher, the last head, which is the same one
-    without a distillation token, learns them with the share `distill.weight`.
+    The first head learns the targets: by cross-entropy, or by the mean over classes of the binary one, to which every
+    class in the mixture is 1 (deit/engine.py; RSB, 2110.00476). Where there are answers of a teacher, the last head,
+    which is the same one without a distillation token, learns them with the share `distill.weight`.
     """
-    loss = F.cross_entropy(logits[0], targets, reduction="none")
+    distill = recipe.distill
+    if recipe.mix.loss == "bce":
+        whole = targets.gt(0).to(targets.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits[0], whole, reduction="none").mean(1)
+    else:
+        loss = F.cross_entropy(logits[0], targets, reduction="none")
     if answers is None:
         return loss
     return (1 - distill.weight) * loss + distill.weight * distillation(logits[-1], answers, distill)

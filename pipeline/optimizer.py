@@ -3,14 +3,14 @@
 from collections.abc import Collection
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import Lamb, param_groups_weight_decay
 from torch import Tensor, nn
 
 from pipeline.config import Optim
 
 
-def build_optimizer(net: nn.Module, settings: Optim) -> torch.optim.Optimizer:
-    """Return the optimizer of a timm model.
+def build_optimizer(net: nn.Module, settings: Optim, step: int = 0) -> torch.optim.Optimizer:
+    """Return the optimizer of a timm model that has taken `step` steps.
 
     Weight decay skips biases, 1-D parameters and what the model names (tokens, position embeddings): timm's rule,
     as in DeiT.
@@ -19,6 +19,9 @@ def build_optimizer(net: nn.Module, settings: Optim) -> torch.optim.Optimizer:
     groups = param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=skipped)
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+    if settings.name == "lamb":  # timm's counts its steps in the groups, where no checkpoint looks
+        counted = [{**group, "step": torch.tensor(float(step))} for group in groups]
+        return Lamb(counted, lr=settings.lr, betas=settings.betas)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
     return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
 

@@ -64,7 +64,7 @@ def train(run: "Run", events: Events) -> bool:
         for micro in micro_batches(run, step, events):
             with run.exchange(micro.last):
                 logits = run.student(micro.images, micro.keys)
-                loss = objective(logits, micro.targets, micro.answers, run.recipe.distill)
+                loss = objective(logits, micro.targets, micro.answers, run.recipe)
                 run.accelerator.backward(loss.sum() * run.loss_scale)
             losses[micro.virtual_rank] += loss.detach().sum()
             if micro.answers is not None:
@@ -185,7 +185,7 @@ def build(
         net.load_state_dict(snapshot.tensors["model"])
     net.to(accelerator.device)
     student = Student(net)
-    optimizer = build_optimizer(net, recipe.optim)
+    optimizer = build_optimizer(net, recipe.optim, snapshot.step if snapshot else 0)
     ema = ModelEmaV3(net, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
     if snapshot:
         restore_optimizer(optimizer, net, snapshot.tensors["optimizer"])

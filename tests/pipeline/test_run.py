@@ -159,6 +159,16 @@ def test_micro_batches_give_the_same_weights(
     assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd", "lamb"])
+def test_every_optimizer_is_resumed_bit_for_bit(dataset: Dataset, tmp_path: Path, name: str) -> None:
+    recipe = replace(HERE, optim=replace(HERE.optim, name=name))  # adamw is everyone else's
+    train_here(dataset, tmp_path / "unbroken", recipe, max_steps=6)
+    for step in (4, 6):
+        train_here(dataset, tmp_path / "resumed", recipe, max_steps=step)
+    hashes = [summary(tmp_path / folder)["weights_sha256"] for folder in ("unbroken", "resumed")]
+    assert hashes[0] == hashes[1]
+
+
 def test_loader_workers_do_not_change_a_bit(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
     train_here(dataset, tmp_path)
     assert summary(tmp_path)["weights_sha256"] == summary(unbroken)["weights_sha256"]
