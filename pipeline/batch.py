@@ -80,6 +80,7 @@ def order_of(recipe: Recipe, index: Index) -> Order:
         window=recipe.data.window,
         epoch=recipe.data.epoch,
         cycle=recipe.distill.store_epochs,
+        subset=recipe.data.subset,
     )
 
 

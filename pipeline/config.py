@@ -44,6 +44,7 @@ class Data:
 
     classes: int  # classes of the data, outputs of the model
     images: int  # training images the recipe was written for; a plan without data uses it
+    subset: int = 0  # train on so many of the images, chosen by the seed; 0: on all
     repeats: int = 1  # repeated augmentation: views of an image in an epoch that shows it
     epoch: Literal["views", "images"] = "views"  # an epoch is as many views as images (DeiT), or all images
     window: int = 8192  # samples that are shuffled among each other
@@ -306,10 +307,12 @@ def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
             yield f"{index.folder}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
     if "train" not in dataset.splits:
         yield f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)})."
-    elif len(dataset.splits["train"]) < recipe.batch:
+    elif (images := len(dataset.splits["train"])) < recipe.data.subset:
+        yield f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.folder}."
+    elif (shown := recipe.data.subset or images) < recipe.batch:
         yield (
-            f"--batch {recipe.batch} is more than the {len(dataset.splits['train'])} training images in "
-            f"{dataset.folder}; an epoch would have no step."
+            f"--batch {recipe.batch} is more than the {shown} training images of {dataset.folder}; "
+            f"an epoch would have no step."
         )
 
 
@@ -318,11 +321,10 @@ POSITIVE: Final = (
     "data.window", "distill.tau", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
 )  # fmt: skip
 NOT_NEGATIVE: Final = (
-    "seed", "micro_batch", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std", "augment.rotate",
-    "augment.shear", "mix.mixup_alpha",
-    "mix.cutmix_alpha", "distill.top", "distill.store_epochs", "optim.weight_decay", "optim.warmup_epochs",
-    "optim.warmup_lr", "optim.min_lr", "optim.clip", "eval.every_epochs", "checkpoint.every_steps",
-    "checkpoint.every_minutes", "optim.lr_batch",
+    "seed", "micro_batch", "data.subset", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std",
+    "augment.rotate", "augment.shear", "mix.mixup_alpha", "mix.cutmix_alpha", "distill.top", "distill.store_epochs",
+    "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr", "optim.clip", "eval.every_epochs",
+    "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
 )  # fmt: skip
 SHARES: Final = (
     "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.jitter", "augment.erase",

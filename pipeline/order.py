@@ -47,11 +47,12 @@ class Order:
     window: int = 8192
     epoch: Epoch = "views"
     cycle: int = 0  # epochs; 0: no cycle
+    subset: int = 0  # samples, chosen by the seed; 0: all
 
     @property
     def num_samples(self) -> int:
-        """How many samples the shards hold."""
-        return sum(self.shard_sizes)
+        """How many samples there are to be seen."""
+        return self.subset or sum(self.shard_sizes)
 
     @property
     def rank_batch(self) -> int:
@@ -87,14 +88,27 @@ class Order:
 
     def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples at the given places of the epoch's line."""
-        line = _line(self.shard_sizes, self.seed, epoch)
+        chosen, sizes = _chosen(self.shard_sizes, self.seed, self.subset)
+        line = _line(sizes, self.seed, epoch)
         places = (in_line + line.offset) % self.num_samples
         shards = np.searchsorted(line.ends, places, side="right")
-        return line.first_samples[shards] + places - line.starts[shards]
+        samples = line.first_samples[shards] + places - line.starts[shards]
+        return samples if chosen is None else chosen[samples]
 
     def _window(self, epoch: int, virtual_rank: int, window: int) -> NDArray[np.int64]:
         size = min(self.window, self.span - window * self.window)
         return _permutation(self.seed, epoch, virtual_rank, window, size)
+
+
+@lru_cache(maxsize=2)
+def _chosen(shard_sizes: tuple[int, ...], seed: int, subset: int) -> tuple[NDArray[np.int64] | None, tuple[int, ...]]:
+    """Return the samples of a subset, and how many of them each shard holds."""
+    if not subset:
+        return None, shard_sizes
+    rng = generator(seed, Purpose.SUBSET)
+    chosen = np.sort(rng.choice(sum(shard_sizes), subset, replace=False))
+    counts = np.diff(np.searchsorted(chosen, np.cumsum((0, *shard_sizes))))
+    return chosen, tuple(counts.tolist())
 
 
 class _Line(NamedTuple):

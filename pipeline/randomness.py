@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     VIEW = 6
     DROP_PATH = 7
     INIT = 8
+    SUBSET = 9
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0) -> np.random.Generator:

@@ -29,9 +29,9 @@ CRC_BYTES: Final = 4
 # What decides which views a virtual rank sees at a step, what they look like, and what is kept of an answer. The
 # student, its optimizer, the number of epochs and the hosting are free.
 SEEN: Final = (
-    "seed", "batch", "virtual_ranks", "data.classes", "data.repeats", "data.epoch", "data.window", "augment.",
-    "mix.mixup_alpha", "mix.cutmix_alpha", "mix.prob", "mix.switch_prob", "model.img_size", "model.mean", "model.std",
-    "distill.teacher", "distill.img_size", "distill.mean", "distill.std", "distill.loss", "distill.top",
+    "seed", "batch", "virtual_ranks", "data.classes", "data.subset", "data.repeats", "data.epoch", "data.window",
+    "augment.", "mix.mixup_alpha", "mix.cutmix_alpha", "mix.prob", "mix.switch_prob", "model.img_size", "model.mean",
+    "model.std", "distill.teacher", "distill.img_size", "distill.mean", "distill.std", "distill.loss", "distill.top",
     "distill.store_epochs",
 )  # fmt: skip
 

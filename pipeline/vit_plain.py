@@ -20,8 +20,9 @@ class PlainViT(VisionTransformer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(class_token=False, global_pool="avg", fc_norm=False, **options)
-        table = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim)
-        self.pos_embed = nn.Parameter(table[None].to(self.pos_embed.device), requires_grad=False)
+        device = self.patch_embed.proj.weight.device
+        table = build_sincos2d_pos_embed(list(self.patch_embed.grid_size), self.embed_dim, device=device)
+        self.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
 
 @register_model

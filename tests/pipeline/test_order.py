@@ -93,6 +93,16 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert epoch_views(an_order(seed=4), 0) != epoch_views(first, 1)
 
 
+def test_a_subset_is_chosen_by_the_seed_and_ordered_like_all() -> None:
+    order = an_order(subset=40)
+    samples = {sample for sample, _ in epoch_views(order, 0)}
+    assert len(samples) == 36  # 40, in whole batches of 12
+    seen = {sample for epoch in range(20) for sample, _ in epoch_views(order, epoch)}
+    assert len(seen) == 40
+    assert max(seen) > 50
+    assert seen != {sample for epoch in range(20) for sample, _ in epoch_views(an_order(subset=40, seed=9), epoch)}
+
+
 def test_a_cyclic_order_shows_the_same_views_again() -> None:
     order, cyclic = an_order(), an_order(cycle=2)
     for epoch in range(5):

@@ -1,0 +1,36 @@
+"""A small ViT on 5,000 images of CIFAR-10, without augmentation: 10 epochs from scratch.
+
+The set-up of a well-known tutorial with vit_pytorch, which reports 38.7 % and does not say on which split.
+Expect XXX
+Run:   accelerate launch recipes/vit_cifar10_small.py --data DIR --output OUT
+"""
+
+from pipeline.config import Augment, Data, Ema, Eval, Model, Optim, Recipe
+from pipeline.run import main
+
+RECIPE = Recipe(
+    name="vit_cifar10_small",
+    model=Model(
+        name="vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        width=128,
+        depth=3,
+        heads=2,
+        mlp_ratio=2.0,
+        mean=(0.0, 0.0, 0.0),  # pixels in [0, 1], as they are
+        std=(1.0, 1.0, 1.0),
+    ),
+    data=Data(classes=10, images=50_000, subset=5_000),
+    augment=Augment(crop="whole", flip=0.0),
+    # a rate that stays where it is
+    optim=Optim(name="adam", lr=1e-3, lr_batch=0, weight_decay=0.0, warmup_epochs=0, min_lr=1e-3),
+    ema=Ema(decay=0.0),
+    eval=Eval(batch=200, crop_ratio=1.0),
+    batch=32,
+    virtual_ranks=1,
+    epochs=10,
+)
+
+if __name__ == "__main__":
+    main(RECIPE)
