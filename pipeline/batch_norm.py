@@ -14,13 +14,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.finetune import frozen_modules
+
 
 class BatchNorms:
-    """The batch norms of a model, none in a plain ViT."""
+    """The batch norms of a model that are trained, none in a plain ViT."""
 
     def __init__(self, net: nn.Module) -> None:
+        frozen = set(frozen_modules(net))
         # of those with running statistics, which timm's and torchvision's models all have
-        self._norms: list[Any] = [module for module in net.modules() if isinstance(module, _BatchNorm)]
+        self._norms: list[Any] = [
+            module for module in net.modules() if isinstance(module, _BatchNorm) and module not in frozen
+        ]
         self._momenta = [0.1 if norm.momentum is None else norm.momentum for norm in self._norms]
 
     def __bool__(self) -> bool:

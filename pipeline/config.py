@@ -5,6 +5,7 @@ one field are in `problems`, which reports everything that is wrong at once, bef
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Final, Literal
@@ -33,7 +34,8 @@ class Model:
     layer_scale: float | None = None  # initial factor of what a block adds
     drop_path: float = 0.0  # stochastic depth: rate of the last block, rising linearly from 0
     pretrained: bool = False  # start from timm's published weights
-    checkpoint: str = ""  # start from these weights: a .safetensors file, ours or timm's
+    checkpoint: str = ""  # start from these weights: .safetensors, or a state dict of torch.save
+    new_head: bool = False  # leave the head of those weights out, for other classes
     mean: tuple[float, float, float] = IMAGENET_MEAN  # of the input, channels in [0, 1]
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -105,6 +107,18 @@ class Distill:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Finetune:
+    """Which parameters are trained, and how fast: for models that start from weights (`pipeline/finetune.py`)."""
+
+    strategy: str = "full"  # full; linear: the head; partial-K: and K blocks, in halves; attention; gradual: head first
+    norm: bool = False  # the final norm is trained too
+    head_epochs: float = 0.0  # gradual: epochs of the head alone
+    head_lr: float = 1e-3  # gradual: rate of these epochs, neither scaled nor scheduled
+    rates: Literal["same", "geometric", "divided", "linear"] = "same"  # by layer, from the head down
+    decay: float = 1.0  # geometric: factor a block; divided: divisor a part; linear: share of the first layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
     """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
 
@@ -163,6 +177,7 @@ class Recipe:
     augment: Augment = field(default_factory=Augment)
     mix: Mix = field(default_factory=Mix)
     distill: Distill = field(default_factory=Distill)
+    finetune: Finetune = field(default_factory=Finetune)
     optim: Optim
     ema: Ema = field(default_factory=Ema)
     eval: Eval = field(default_factory=Eval)
@@ -191,7 +206,7 @@ A_RUN: Final = "local-dir:"  # before the folder of a run, in the place of a mod
 # Fields that say how a run is hosted or watched; all others make it the run that it is.
 HOSTING: Final = frozenset(
     {"precision", "micro_batch", "data.workers", "data.max_bad", "eval.every_epochs", "model.pretrained"}
-    | {"model.checkpoint", "log.every_steps", "distill.checkpoint", "distill.store", "distill.fusion"}
+    | {"model.checkpoint", "model.new_head", "log.every_steps", "distill.checkpoint", "distill.store", "distill.fusion"}
     | {f"checkpoint.{item.name}" for item in fields(Checkpoint)}
 )
 
@@ -249,6 +264,15 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
             f"--model.img-size {recipe.model.img_size} is not a multiple of "
             f"--model.patch-size {recipe.model.patch_size}."
         )
+    if not re.fullmatch(r"full|linear|attention|gradual|partial-[\d./]+", recipe.finetune.strategy):
+        yield (
+            f"--finetune.strategy {recipe.finetune.strategy!r} is none of full, linear, partial-K (K blocks; 1/2: an "
+            f"MLP), attention and gradual."
+        )
+    if (recipe.finetune.strategy == "gradual") != bool(recipe.finetune.head_epochs):
+        yield "--finetune.strategy gradual and --finetune.head-epochs go together: how long is the head trained alone?"
+    if recipe.finetune.head_epochs > recipe.epochs:
+        yield f"--finetune.head-epochs {recipe.finetune.head_epochs} is longer than --epochs {recipe.epochs}."
     if recipe.mix.loss == "bce" and recipe.mix.smoothing:
         yield "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it."
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
@@ -318,13 +342,14 @@ def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:
 
 POSITIVE: Final = (
     "batch", "virtual_ranks", "epochs", "model.img_size", "data.classes", "data.images", "data.repeats",
-    "data.window", "distill.tau", "optim.lr", "eval.batch", "eval.crop_ratio", "checkpoint.keep", "log.every_steps",
+    "data.window", "distill.tau", "finetune.decay", "finetune.head_lr", "optim.lr", "eval.batch", "eval.crop_ratio",
+    "checkpoint.keep", "log.every_steps",
 )  # fmt: skip
 NOT_NEGATIVE: Final = (
     "seed", "micro_batch", "data.subset", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std",
     "augment.rotate", "augment.shear", "mix.mixup_alpha", "mix.cutmix_alpha", "distill.top", "distill.store_epochs",
-    "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr", "optim.clip", "eval.every_epochs",
-    "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
+    "finetune.head_epochs", "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr",
+    "optim.clip", "eval.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
 )  # fmt: skip
 SHARES: Final = (
     "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.jitter", "augment.erase",

@@ -51,7 +51,7 @@ def evaluate(
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
     sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
-    training = [net.training for net in nets.values()]
+    modes = {module: module.training for net in nets.values() for module in net.modules()}
     bad = []
     for batch in loader:
         bad += batch.bad
@@ -69,8 +69,8 @@ def evaluate(
             count = torch.tensor(len(labels), device=accelerator.device)
             right = (by_head.argmax(2) == labels).sum(1)[:two]
             sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right]).double()
-    for net, was_training in zip(nets.values(), training, strict=True):
-        net.train(was_training)
+    for module, mode in modes.items():  # one by one: of a model in training, frozen parts are not
+        module.training = mode
     totals = accelerator.reduce(sums, "sum").sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):

@@ -18,13 +18,18 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from pipeline.config import Model, Recipe
+from pipeline.finetune import classifier_names, freeze, frozen_modules
 from pipeline.randomness import Purpose, generator, uniforms
 from shards.errors import BadRequest
 
 
-def build_student(recipe: Recipe) -> nn.Module:
-    """Return the model that a recipe trains, on the CPU.  Raises BadRequest where it cannot be had."""
+def build_student(recipe: Recipe, *, head_alone: bool = False) -> nn.Module:
+    """Return the model that a recipe trains, on the CPU, with gradients for what is trained of it.
+
+    Raises BadRequest where it cannot be had. `head_alone` is the first phase of gradual fine-tuning.
+    """
     net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    freeze(net, recipe.finetune, head_alone=head_alone)
     distill = recipe.distill
     if distill.teacher and distill.token != isinstance(net, VisionTransformerDistilled):
         raise BadRequest(
@@ -58,7 +63,8 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
         except (OSError, RuntimeError) as error:
             raise BadRequest([f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"]) from error
     if settings.checkpoint:
-        load_weights(model, settings.checkpoint, "--model.checkpoint")
+        new_heads = classifier_names(model) if settings.new_head else ()
+        load_weights(model, settings.checkpoint, "--model.checkpoint", new_heads)
     return model
 
 
@@ -83,11 +89,11 @@ def has_fixed_size(name: str) -> bool:
     return config is not None and config.fixed_input_size
 
 
-def load_weights(net: nn.Module, path: str, flag: str) -> None:
+def load_weights(net: nn.Module, path: str, flag: str, new_heads: tuple[str, ...] = ()) -> None:
     """Give a model the weights of a file: safetensors, or a state dict of torch.save, never unpickled further.
 
-    Wrappers' prefixes are taken off, position embeddings resized to the model's grid (bicubic, DeiT section 6).
-    Raises BadRequest, speaking of `flag`, with the tensors that do not fit.
+    Wrappers' prefixes are taken off, position embeddings resized to the model's grid (bicubic, DeiT section 6), and
+    `new_heads` left as they are. Raises BadRequest, speaking of `flag`, with the tensors that do not fit.
     """
     if not Path(path).is_file():
         raise BadRequest([f"{flag} {path}: no such file."])
@@ -99,6 +105,8 @@ def load_weights(net: nn.Module, path: str, flag: str) -> None:
         reason = str(error).partition("\n")[0]
         raise BadRequest([f"{flag} {path}: not a file of weights alone ({reason})"]) from error
     expected = net.state_dict()
+    tensors = {name: value for name, value in tensors.items() if not name.startswith(new_heads)}
+    tensors |= {name: value for name, value in expected.items() if name.startswith(new_heads)}
     wrong = [
         *(f"{name} is missing" for name in expected.keys() - tensors.keys() if not name.endswith("_tracked")),
         *(f"{name} is not in the model" for name in tensors.keys() - expected.keys()),
@@ -159,9 +167,17 @@ class Student(nn.Module):
             if isinstance(module, DropPath):
                 parent, _, child = name.rpartition(".")
                 setattr(net.get_submodule(parent), child, KeyedDropPath(module.drop_prob))
+        self.frozen = frozen_modules(net)
         self.drop_paths = [module for module in net.modules() if isinstance(module, KeyedDropPath)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
         self.register_buffer("drop_rates", rates, persistent=False)
+
+    def train(self, mode: bool = True) -> "Student":
+        """Set the mode of what is trained; what is not stays in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
         """Return the logits [H, B, C] of normalised images [B, 3, S, S] whose views have the keys int64 [B]."""

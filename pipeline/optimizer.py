@@ -1,6 +1,7 @@
 """The optimizer and its update."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from timm.optim import Lamb, param_groups_weight_decay
@@ -9,14 +10,23 @@ from torch import Tensor, nn
 from pipeline.config import Optim
 
 
-def build_optimizer(net: nn.Module, settings: Optim, step: int = 0) -> torch.optim.Optimizer:
-    """Return the optimizer of a timm model that has taken `step` steps.
+def build_optimizer(
+    net: nn.Module, settings: Optim, scales: Mapping[str, float], step: int = 0
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a timm model that has taken `step` steps; `scales` are shares of the rate, by name.
 
     Weight decay skips biases, 1-D parameters and what the model names (tokens, position embeddings): timm's rule,
     as in DeiT.
     """
     skipped: Collection[str] = getattr(net, "no_weight_decay", set)()
-    groups = param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=skipped)
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups: list[dict[str, Any]] = []
+    for decayed in param_groups_weight_decay(net, settings.weight_decay, no_weight_decay_list=skipped):
+        by_scale: dict[float, list[Tensor]] = {}
+        for parameter in decayed["params"]:
+            by_scale.setdefault(scales[names[parameter]], []).append(parameter)
+        for scale, parameters in by_scale.items():
+            groups.append({**decayed, "params": parameters, "lr_scale": scale})
     if settings.name == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     if settings.name == "lamb":  # timm's counts its steps in the groups, where no checkpoint looks
@@ -33,7 +43,7 @@ def update(optimizer: torch.optim.Optimizer, *, lr: float, clip: float) -> Tenso
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     optimizer.step()
     optimizer.zero_grad()
     return norm

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from pipeline.checkpoint import Snapshot, weights_sha256
 from pipeline.config import Recipe, identity
 from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
+from pipeline.finetune import by_part
 from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
 from pipeline.log import Log, rewind
 from pipeline.models import parameter_count, shape
@@ -92,6 +93,10 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
         if stopped:
             log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
             return STOPPED
+        if run.last_step < min(
+            request.max_steps or run.total_steps, run.total_steps
+        ):  # a phase is done, the next one goes on from here
+            return run_recipe(replace(request, resume="auto"), dataset, quiet=quiet)
         finish(run, events, folder, dataset.classes)
     return DONE
 
@@ -165,6 +170,7 @@ def introduction(request: Request, run: Run, precision: str, workers: int, *, re
     scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
     distill = recipe.distill
     taught = f"{distill.teacher}, {distill.loss} answers" + (f", stored in {distill.store}" if distill.store else "")
+    trained = ", ".join(f"{part} {some:,} of {total:,}" for part, (some, total) in by_part(run.net).items() if some)
     shares = ", ".join(str(len(hosted(recipe.virtual_ranks, processes, p))) for p in range(processes))
     return "\n".join(
         [
@@ -177,6 +183,7 @@ def introduction(request: Request, run: Run, precision: str, workers: int, *, re
             f"{workers} loader worker(s) and {cores_per_process()} core(s) each",
             f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *([f"teacher   {taught}"] if distill.teacher else []),
+            *([f"trained   {trained}"] if recipe.finetune.strategy != "full" else []),
             f"output    {request.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
         ]
     )

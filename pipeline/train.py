@@ -15,6 +15,7 @@ from pipeline.batch import Bad, Batch, Places, TrainingBatches, as_seen, load
 from pipeline.batch_norm import BatchNorms
 from pipeline.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
 from pipeline.config import Recipe
+from pipeline.finetune import rate_scales
 from pipeline.hosting import hosted
 from pipeline.mix import mix_labels
 from pipeline.models import Student, build_student
@@ -112,12 +113,14 @@ class Run:
     def lr(self, step: int) -> float:
         """Return the learning rate of a step."""
         optim, steps = self.recipe.optim, self.order.steps_per_epoch
+        if step < head_steps(self.recipe, steps):
+            return self.recipe.finetune.head_lr
         return cosine(
-            step,
+            step - head_steps(self.recipe, steps),
             peak=self.recipe.peak_lr,
             floor=optim.min_lr,
             warmup=optim.warmup_epochs * steps,
-            total=self.total_steps,
+            total=self.total_steps - head_steps(self.recipe, steps),
             start=optim.warmup_lr,
         )
 
@@ -169,6 +172,11 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
                 yield Micro(rank, images[part], keys[part], targets[part], told, last)
 
 
+def head_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return how many steps the head is trained alone, before all of the model is."""
+    return round(recipe.finetune.head_epochs * steps_per_epoch)
+
+
 def build(
     recipe: Recipe,
     index: Index,
@@ -179,22 +187,28 @@ def build(
     snapshot: Snapshot | None,
     answers: Answers | None,
 ) -> Run:
-    """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe."""
-    net = build_student(recipe)
+    """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe.
+
+    Of gradual fine-tuning it is the phase that is due: the head alone, or all.
+    """
+    batches = TrainingBatches(recipe, index)
+    total_steps = recipe.epochs * batches.order.steps_per_epoch
+    first_step = snapshot.step if snapshot else 0
+    last_step = max(first_step, min(total_steps, max_steps or total_steps))
+    head_alone = first_step < (head_end := head_steps(recipe, batches.order.steps_per_epoch))
+    if head_alone:
+        last_step = min(last_step, head_end)
+    net = build_student(recipe, head_alone=head_alone)
     if snapshot:
         net.load_state_dict(snapshot.tensors["model"])
     net.to(accelerator.device)
     student = Student(net)
-    optimizer = build_optimizer(net, recipe.optim, snapshot.step if snapshot else 0)
+    optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), first_step)
     ema = ModelEmaV3(net, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
     if snapshot:
         restore_optimizer(optimizer, net, snapshot.tensors["optimizer"])
         if ema:
             ema.module.load_state_dict(snapshot.tensors["ema"])
-    batches = TrainingBatches(recipe, index)
-    total_steps = recipe.epochs * batches.order.steps_per_epoch
-    first_step = snapshot.step if snapshot else 0
-    last_step = max(first_step, min(total_steps, max_steps or total_steps))
     mine = hosted(recipe.virtual_ranks, accelerator.num_processes, accelerator.process_index)
     places = Places(first_step, last_step, mine)
     loader = load(batches, places, workers=workers, pin_memory=accelerator.device.type == "cuda")

@@ -9,23 +9,16 @@ Run:   accelerate launch recipes/deit_base_distilled_384.py --data DIR --output 
 from dataclasses import replace
 
 from pipeline.run import main
+from recipes.deit_base_384 import RECIPE as DEIT_BASE_384
 from recipes.deit_base_distilled import RECIPE as DEIT_BASE_DISTILLED
 
 RECIPE = replace(
-    DEIT_BASE_DISTILLED,
+    DEIT_BASE_384,
     name="deit_base_distilled_384",
-    model=replace(
-        DEIT_BASE_DISTILLED.model,
-        img_size=384,  # 87,630,032 parameters
-        drop_path=0.0,  # the published run was in evaluation mode (deit issues 167 and 177)
-        pretrained=True,  # timm's deit_base_distilled_patch16_224.fb_in1k, unless a checkpoint is named
-    ),
+    # 87,630,032 parameters
+    model=replace(DEIT_BASE_384.model, name="deit_base_distilled_patch16_224"),
     # "the same target resolution" for the teacher, section 6
     distill=replace(DEIT_BASE_DISTILLED.distill, img_size=384),
-    # flat after warm-up; README_deit.md: lr 5e-6 for a batch of 512, min-lr 5e-6, weight decay 1e-8
-    optim=replace(DEIT_BASE_DISTILLED.optim, lr=5e-6, min_lr=5e-6, weight_decay=1e-8),
-    batch=512,  # README_deit.md: 32 on each of 16 GPUs
-    epochs=30,  # README_deit.md; the paper says 25
 )
 
 if __name__ == "__main__":

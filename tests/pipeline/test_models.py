@@ -6,6 +6,7 @@ import timm
 import torch
 
 from pipeline.config import Model
+from pipeline.finetune import rate_scales
 from pipeline.models import Student, build_model, on_paper, parameter_count
 from pipeline.optimizer import build_optimizer
 from pipeline.randomness import view_keys
@@ -110,7 +111,7 @@ def test_in_eval_mode_the_student_is_the_timm_model() -> None:
 def test_weight_decay_skips_biases_norms_tokens_and_positions() -> None:
     net = build_model(Model(name="deit_tiny_distilled_patch16_224", img_size=32), 4, seed=0)
     names = {parameter: name for name, parameter in net.named_parameters()}
-    groups = build_optimizer(net, TINY.optim).param_groups
+    groups = build_optimizer(net, TINY.optim, rate_scales(net, TINY.finetune)).param_groups
     skipped = {names[parameter] for group in groups if not group["weight_decay"] for parameter in group["params"]}
     assert {"cls_token", "dist_token", "pos_embed", "head.bias", "blocks.0.norm1.weight"} <= skipped
     assert all(name.endswith(("bias", "token", "pos_embed")) or "norm" in name for name in skipped)

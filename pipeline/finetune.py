@@ -1,0 +1,142 @@
+"""Fine-tuning strategies: which parameters of a model are trained, and at which share of the learning rate.
+
+What is not trained has no gradients, no optimizer state, and runs in evaluation mode; where it is the first part of the
+network, nothing is kept of it for the backward pass either.
+"""
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Any, Final
+
+from timm.models import group_parameters
+from torch import nn
+
+from pipeline.config import Finetune
+from shards.errors import BadRequest
+
+Names = set[str]
+
+
+def freeze(net: nn.Module, settings: Finetune, *, head_alone: bool = False) -> None:
+    """Leave gradients to what the strategy trains, or to the head alone.
+
+    Raises BadRequest where the strategy does not fit the model.
+    """
+    kind, _, amount = settings.strategy.partition("-")
+    try:
+        trained = _head(net) if head_alone else STRATEGIES[kind](net, amount)
+    except (KeyError, AttributeError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise BadRequest(
+            [f"--finetune.strategy {settings.strategy} does not fit {type(net).__name__}: {error}."]
+        ) from error
+    if settings.norm and not head_alone:
+        trained |= _under(net, "norm", "fc_norm")
+    for name, parameter in net.named_parameters():
+        # what a model itself keeps fixed stays so
+        parameter.requires_grad_(parameter.requires_grad and name in trained)
+
+
+def frozen_modules(net: nn.Module) -> list[nn.Module]:
+    """Return the modules that have parameters of which none is trained."""
+    return [
+        module
+        for module in net.modules()
+        if any(True for _ in module.parameters()) and not any(p.requires_grad for p in module.parameters())
+    ]
+
+
+def _full(net: nn.Module, amount: str) -> Names:
+    return {name for name, _ in net.named_parameters()}
+
+
+def _head(net: nn.Module, amount: str = "") -> Names:
+    return _under(net, *classifier_names(net))
+
+
+def _partial(net: Any, amount: str) -> Names:
+    """The last K blocks and the head; a half is the MLP of a block (MAE, 2111.06377, section 4.3)."""
+    count = Fraction(amount)
+    halves = count * 2
+    if halves.denominator != 1 or not 0 < count <= len(net.blocks):
+        raise ValueError(f"K goes in halves, up to its {len(net.blocks)} blocks")
+    whole = int(count)
+    places = [f"blocks.{place}" for place in range(len(net.blocks) - whole, len(net.blocks))]
+    if halves % 2:
+        places.append(f"blocks.{len(net.blocks) - whole - 1}.mlp")
+    return _under(net, *places) | _head(net)
+
+
+def _attention(net: nn.Module, amount: str) -> Names:
+    """The attention layers and the head (Touvron et al. 2022, 2203.09795)."""
+    return {name for name, _ in net.named_parameters() if ".attn." in name} | _head(net)
+
+
+STRATEGIES: Final[Mapping[str, Callable[[nn.Module, str], Names]]] = {
+    "full": _full,
+    "gradual": _full,  # after the head alone
+    "linear": _head,
+    "partial": _partial,
+    "attention": _attention,
+}
+
+
+def rate_scales(net: Any, settings: Finetune) -> dict[str, float]:
+    """Return the share of the learning rate of each parameter, by name."""
+    return RATES[settings.rates](net, settings.decay)
+
+
+def _same(net: nn.Module, decay: float) -> dict[str, float]:
+    return {name: 1.0 for name, _ in net.named_parameters()}
+
+
+def _geometric(net: Any, decay: float) -> dict[str, float]:
+    """By block, `decay` of the next one's (BEiT, 2106.08254): stem, blocks, head, as timm groups them."""
+    layers = group_parameters(net, net.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
+
+
+def _divided(net: nn.Module, decay: float) -> dict[str, float]:
+    """By top-level part, 1/`decay` of the next one's: of a ResNet conv1, bn1, layer1 to 4, fc."""
+    parts = [name for name, part in net.named_children() if any(True for _ in part.parameters())]
+    scales = {part: decay ** -(len(parts) - 1 - place) for place, part in enumerate(parts)}
+    return {name: scales.get(name.partition(".")[0], scales[parts[0]]) for name, _ in net.named_parameters()}
+
+
+def _linear(net: Any, decay: float) -> dict[str, float]:
+    """By layer of `features`, rising in equal steps from `decay` to the rate itself, which all after them have."""
+    layers = len(net.features)
+    scales = {}
+    for name, _ in net.named_parameters():
+        part, _, rest = name.partition(".")
+        place = int(rest.partition(".")[0]) if part == "features" else layers
+        scales[name] = decay + (1 - decay) * place / layers
+    return scales
+
+
+RATES: Final[Mapping[str, Callable[[nn.Module, float], dict[str, float]]]] = {
+    "same": _same,
+    "geometric": _geometric,
+    "divided": _divided,
+    "linear": _linear,
+}
+
+
+def classifier_names(net: Any) -> tuple[str, ...]:
+    """Return the names of a timm model's heads."""
+    names = net.pretrained_cfg["classifier"] or ()
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def by_part(net: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return how many parameters each top-level part has, trained and in all."""
+    counts: dict[str, tuple[int, int]] = {}
+    for name, parameter in net.named_parameters():
+        part = name.partition(".")[0]
+        trained, total = counts.get(part, (0, 0))
+        counts[part] = trained + parameter.numel() * parameter.requires_grad, total + parameter.numel()
+    return counts
+
+
+def _under(net: nn.Module, *places: str) -> Names:
+    return {name for name, _ in net.named_parameters() if any(f"{name}.".startswith(f"{place}.") for place in places)}

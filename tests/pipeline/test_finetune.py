@@ -1,0 +1,174 @@
+"""Fine-tuning strategies: counts, rates, and runs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.config import Finetune, Model, Optim
+from pipeline.finetune import by_part, freeze, frozen_modules, rate_scales
+from pipeline.models import Student, build_model, on_paper
+from pipeline.optimizer import build_optimizer, update
+from shards.dataset import Dataset
+from shards.errors import BadRequest
+from tests.conftest import HERE, TINY, metrics, summary, train_here
+
+
+def trained(name: str, classes: int = 10, **settings: object) -> int:
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=classes)
+    freeze(net, Finetune(**settings))  # type: ignore[arg-type]
+    return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "parameters"),
+    [
+        ("linear", 1_930), ("partial-1/2", 297_802), ("partial-0.5", 297_802), ("partial-1", 446_794),
+        ("partial-2", 891_658), ("partial-4", 1_781_386), ("partial-6", 2_671_114), ("partial-12", 5_340_298),
+        ("full", 5_526_346), ("gradual", 5_526_346),
+    ],
+)  # fmt: skip
+def test_strategies_train_the_parameters_of_the_tutorial_and_the_papers(strategy: str, parameters: int) -> None:
+    assert trained("vit_tiny_patch16_224", strategy=strategy) == parameters
+
+
+def test_the_final_norm_can_be_trained_too() -> None:
+    # the definition of Visual Prompt Tuning, 2203.12119
+    assert trained("vit_tiny_patch16_224", strategy="partial-1", norm=True) == 447_178
+
+
+def test_attention_trains_attention_and_the_head() -> None:
+    # of a block of width 192: qkv and projection with their biases
+    assert trained("vit_tiny_patch16_224", strategy="attention") == 12 * (192 * 576 + 576 + 192 * 192 + 192) + 1_930
+
+
+@pytest.mark.parametrize("strategy", ["partial-13", "partial-0", "partial-1/3", "partial-1/0", "partial-1.2.3"])
+def test_a_number_of_blocks_that_the_model_does_not_have_is_refused(strategy: str) -> None:
+    with pytest.raises(BadRequest, match=f"--finetune.strategy {strategy} does not fit VisionTransformer"):
+        trained("vit_tiny_patch16_224", strategy=strategy)
+
+
+def test_partial_is_for_models_of_blocks_and_linear_for_all() -> None:
+    with pytest.raises(BadRequest, match="does not fit ResNet"):
+        trained("resnet50", strategy="partial-1")
+    assert trained("resnet50", strategy="linear") == 20_490
+
+
+def test_resnet_rates_are_those_of_the_guide() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("resnet50", num_classes=102)
+    scales = rate_scales(net, Finetune(rates="divided", decay=3))
+    rates = {name.partition(".")[0]: 1e-4 * scale for name, scale in scales.items()}
+    assert rates == pytest.approx(
+        {"fc": 1e-4, "layer4": 3.33e-5, "layer3": 1.11e-5, "layer2": 3.70e-6, "layer1": 1.23e-6, "bn1": 4.12e-7,
+         "conv1": 1.37e-7}, rel=5e-3)  # fmt: skip
+
+
+def test_vgg_rates_are_those_of_the_guide() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("vgg16_bn", num_classes=102)
+    scales = rate_scales(net, Finetune(rates="linear", decay=1e-3))
+    assert len(net.features) == 44
+    assert 1e-4 * scales["features.41.weight"] == pytest.approx(1e-4 - 3 * 2.27e-6, rel=1e-4)
+    assert 1e-4 * scales["features.0.weight"] == pytest.approx(1e-7)
+    assert scales["head.fc.weight"] == scales["pre_logits.fc1.weight"] == 1
+
+
+def test_rates_of_a_vit_fall_by_block() -> None:
+    with torch.device("meta"):
+        net = timm.create_model("vit_tiny_patch16_224")
+    scales = rate_scales(net, Finetune(rates="geometric", decay=0.75))
+    assert scales["head.weight"] == 1
+    assert scales["blocks.11.attn.qkv.weight"] == 0.75
+    assert scales["blocks.0.mlp.fc1.weight"] == pytest.approx(0.75**12)
+    assert scales["pos_embed"] == scales["patch_embed.proj.weight"] == pytest.approx(0.75**13)
+
+
+def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
+    net = build_model(TINY.model, 4, seed=0)
+    before = {name: value.detach().clone() for name, value in net.named_parameters()}
+    scales = rate_scales(net, Finetune(rates="geometric", decay=0.5))
+    optimizer = build_optimizer(net, Optim(name="sgd", lr=1, momentum=0.0, weight_decay=0.0), scales)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    update(optimizer, lr=0.1, clip=0.0)
+    for name, value in net.named_parameters():
+        torch.testing.assert_close(
+            before[name] - value, torch.full_like(value, 0.1 * scales[name]), rtol=1e-3, atol=1e-6
+        )
+
+
+def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_mode() -> None:
+    net = build_model(replace(TINY.model, drop_path=0.9), 4, seed=0)
+    freeze(net, Finetune(strategy="partial-1"))
+    student = Student(net).train()
+    assert [module.training for module in net.blocks] == [False, True]
+    assert not any(module.training for module in net.blocks[0].modules())
+    student(torch.zeros(2, 3, 16, 16), torch.arange(2)).sum().backward()
+    assert {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {"blocks", "head"}
+    groups = build_optimizer(net, TINY.optim, rate_scales(net, Finetune())).param_groups
+    held = sum(parameter.numel() for group in groups for parameter in group["params"])
+    assert held == sum(some for some, _ in by_part(net).values())
+    assert net.blocks[0] in frozen_modules(net)
+
+
+def test_a_run_changes_what_is_trained_alone(dataset: Dataset, tmp_path: Path) -> None:
+    train_here(dataset, tmp_path, replace(HERE, finetune=Finetune(strategy="linear")), max_steps=3)
+    start = build_model(TINY.model, 4, TINY.seed).state_dict()
+    end = load_file(tmp_path / "model.safetensors")
+    assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.weight", "head.bias"}
+    moments = load_file(tmp_path / "checkpoints" / "step-00000003" / "optimizer.safetensors")
+    assert {name.partition("/")[2] for name in moments} == {"head.weight", "head.bias"}
+
+
+def test_frozen_batch_norm_keeps_its_statistics(dataset: Dataset, tmp_path: Path) -> None:
+    cnn = replace(HERE, model=Model(name="resnet20_cifar", img_size=16), finetune=Finetune(strategy="linear"))
+    train_here(dataset, tmp_path, cnn, max_steps=2)
+    end = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(end["bn1.running_mean"], torch.zeros(16))
+    assert end["bn1.num_batches_tracked"] == 0
+
+
+def test_gradual_trains_the_head_and_then_all_and_may_be_stopped_anywhere(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = replace(HERE, finetune=Finetune(strategy="gradual", head_epochs=1, head_lr=0.02), epochs=3)
+    steps = 70 // 12
+    train_here(dataset, tmp_path / "unbroken", recipe)
+    for last in (2, steps, steps + 3, 0):
+        train_here(dataset, tmp_path / "parts", recipe, max_steps=last)
+        if last == steps:
+            end, start = load_file(tmp_path / "parts" / "model.safetensors"), build_model(TINY.model, 4, 0).state_dict()
+            assert {name for name in start if not torch.equal(start[name], end[name])} == {"head.weight", "head.bias"}
+    assert summary(tmp_path / "unbroken")["steps"] == 3 * steps
+    hashes = [summary(tmp_path / name)["weights_sha256"] for name in ("unbroken", "parts")]
+    assert hashes[0] == hashes[1]
+    lines = metrics(tmp_path / "unbroken", "train")
+    assert [line["step"] for line in lines] == list(range(1, 3 * steps + 1))
+    assert [line["lr"] for line in lines[:steps]] == [0.02] * steps
+    assert lines[steps]["lr"] == pytest.approx(1e-6)  # the second phase warms up by itself
+
+
+def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "seven.safetensors"
+    save_file(build_model(TINY.model, 7, seed=0).state_dict(), path)
+    seven = replace(TINY, model=replace(TINY.model, checkpoint=str(path)))
+    with pytest.raises(BadRequest, match=r"head.bias is \[7\], not \[4\]"):
+        on_paper(seven)
+    on_paper(replace(seven, model=replace(seven.model, new_head=True)))
+    net = build_model(replace(seven.model, new_head=True), 4, seed=1)
+    assert torch.equal(net.head.weight, build_model(TINY.model, 4, seed=1).head.weight)
+    assert torch.equal(net.cls_token, build_model(TINY.model, 7, seed=0).cls_token)
+
+
+def test_fields_that_do_not_go_together_are_named(dataset: Dataset, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"strategy": "half"}, "is none of full, linear, partial-K"),
+        ({"strategy": "gradual"}, "go together"),
+        ({"head_epochs": 1.0}, "go together"),
+        ({"strategy": "gradual", "head_epochs": 9.0}, "longer than --epochs"),
+    ):
+        with pytest.raises(BadRequest, match=message):
+            train_here(dataset, tmp_path / "run", replace(HERE, finetune=Finetune(**changes)))  # type: ignore[arg-type]
