@@ -1,8 +1,8 @@
 """A ResNet-50 on Flowers-102 by the guide: feature extraction, then fine-tuning with a rate for each part.
 
-The guide reports 91 to 94 % after feature extraction and more than 96 % after fine-tuning, on the official test split as
-training data; batch, schedule and image size are not given and ours.  Not run here: the weights cannot be fetched on the
-machines we test on.
+The guide reports 91 to 94 % after feature extraction and more than 96 % after fine-tuning, with the official test split
+as training data; batch, schedule and image size are not given and ours.  Not run here: the weights cannot be fetched on
+the machines we test on.
 Run:   vitrail shards build torchvision:Flowers102 DIR
        accelerate launch recipes/transfer_flowers.py --data DIR --output OUT
        --model.name resnet152.tv2_in1k

@@ -97,9 +97,8 @@ def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
         parameter.grad = torch.ones_like(parameter)
     update(optimizer, lr=0.1, clip=0.0)
     for name, value in net.named_parameters():
-        torch.testing.assert_close(
-            before[name] - value, torch.full_like(value, 0.1 * scales[name]), rtol=1e-3, atol=1e-6
-        )
+        moved = torch.full_like(value, 0.1 * scales[name])
+        torch.testing.assert_close(before[name] - value, moved, rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_mode() -> None:
