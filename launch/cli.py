@@ -189,6 +189,26 @@ class Teach:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """Fine-tune with several strategies on one data set: accuracy against trained parameters and seconds.
+
+    Takes the recipe's own fields too: --data, --output, --model.checkpoint, --epochs, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    rungs: tuple[str, ...] = ("linear", "partial-1/2", "partial-1", "partial-2", "full", "gradual")  # strategies
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Run what is not run yet, print the table, and draw ladder.png."""
+        from launch.ladder import climb
+        from launch.recipes import load_recipe
+        from pipeline.request import parse
+
+        return climb(parse(load_recipe(self.recipe), arguments), self.rungs)
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -213,6 +233,7 @@ Verb = (
     | Annotated[ShowOrder, tyro.conf.subcommand("order")]
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Teach, tyro.conf.subcommand("teach")]
+    | Annotated[Ladder, tyro.conf.subcommand("ladder")]
 )
 
 
@@ -240,7 +261,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach):
+        if isinstance(verb, Teach | Ladder):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

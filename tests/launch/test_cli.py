@@ -68,3 +68,19 @@ def test_preview_draws_the_images_as_the_model_sees_them(dataset: Dataset, scrip
 def test_help_names_every_verb() -> None:
     shown = vitrail("--help").stdout
     assert all(verb in shown for verb in ("shards", "order", "preview"))
+
+
+def test_the_ladder_compares_strategies_and_goes_on_where_it_was(
+    dataset: Dataset, script: Path, tmp_path: Path
+) -> None:
+    flags = ("ladder", script, "--data", dataset.folder, "--output", tmp_path / "ladder", "--epochs", 1)
+    assert "K goes in halves, up to its 2 blocks" in vitrail(*flags, "--rungs", "linear", "partial-3", code=2).stderr
+    assert not (tmp_path / "ladder").exists()
+    rungs = ("--rungs", "linear", "partial-1/2", "full", "gradual")
+    assert "trained parameters" in vitrail(*flags, *rungs).stdout
+    assert "all 5 steps are done" in vitrail(*flags, *rungs).stdout
+    found = json.loads((tmp_path / "ladder" / "ladder.json").read_text())
+    assert [rung["strategy"] for rung in found] == ["linear", "partial-1/2", "full", "gradual"]
+    assert found[0]["trained"] == 33 * 4
+    assert found[0]["trained"] < found[1]["trained"] < found[2]["trained"] == found[3]["trained"]
+    assert (tmp_path / "ladder" / "ladder.png").stat().st_size > 10_000
