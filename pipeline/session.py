@@ -2,7 +2,8 @@
 
 import json
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 import timm
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 
 from pipeline import checkpoint
@@ -38,9 +40,15 @@ LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", 
 
 def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
+    accelerator = build_accelerator(resolve_precision(request.recipe.precision))
+    while (code := run_phase(request, dataset, accelerator, quiet=quiet)) is None:
+        request = replace(request, resume="auto")  # the next phase goes on from this one's checkpoint
+    return code
+
+
+def run_phase(request: Request, dataset: Dataset, accelerator: Accelerator, *, quiet: bool) -> int | None:
+    """Do what `run_recipe` does up to the end of a phase of fine-tuning; return None where another one is due."""
     recipe, folder = request.recipe, request.folder
-    precision = resolve_precision(recipe.precision)
-    accelerator = build_accelerator(precision)
     main = accelerator.is_main_process
     say: Callable[[str], None] = print if main else lambda _: None
     fingerprints = {name: index.fingerprint for name, index in dataset.splits.items()}
@@ -48,57 +56,69 @@ def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> in
         fingerprints["teacher"] = teacher_weights(recipe.distill)
     snapshot = restore(request, fingerprints, say)
     step = snapshot.step if snapshot else 0
-    if main:
-        folder.mkdir(parents=True, exist_ok=True)
-        rewind(folder, step)
-        write_json(folder / "recipe.json", describe(recipe, fingerprints))
-    accelerator.wait_for_everyone()
-    workers = loader_workers(recipe.data.workers)
-    train_index = dataset.splits["train"]
-    run = build(
-        recipe,
-        train_index,
-        accelerator,
-        workers=workers,
-        max_steps=request.max_steps,
-        snapshot=snapshot,
-        answers=open_answers(recipe, train_index, accelerator, fingerprints),
-    )
-    if run.first_step == run.last_step == finished_steps(folder):
-        say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
-        return DONE
-    split = dataset.evaluation_split()
-    evaluation = None
-    if split:
-        index = dataset.splits[split]
-        evaluation = Evaluation(index, evaluation_loader(recipe, index, accelerator, workers))
-    state = {"recipe": asdict(recipe), "fingerprints": fingerprints}
-    seconds = snapshot.state["wall_seconds"] if snapshot else 0.0
-    options = {
-        "main": main,
-        "process": accelerator.process_index,
-        "trace": request.trace_samples,
-        "quiet": quiet,
-    }
-    with Log(folder, step=step, last_step=run.last_step, **options) as log:
-        log.say(introduction(request, run, precision, workers, resumed=snapshot is not None))
-        if split is None:
-            log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
-        events = Events(run, log, evaluation, state, seconds)
-        events.listen()
-        try:
-            stopped = train(run, events)
-        finally:
-            run.close()
-        if stopped:
-            log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
-            return STOPPED
-        if run.last_step < min(
-            request.max_steps or run.total_steps, run.total_steps
-        ):  # a phase is done, the next one goes on from here
-            return run_recipe(replace(request, resume="auto"), dataset, quiet=quiet)
-        finish(run, events, folder, dataset.classes)
+    with alone_in(folder) if main else nullcontext():
+        if main:
+            rewind(folder, step)
+            write_json(folder / "recipe.json", describe(recipe, fingerprints))
+        accelerator.wait_for_everyone()
+        workers = loader_workers(recipe.data.workers)
+        train_index = dataset.splits["train"]
+        run = build(
+            recipe,
+            train_index,
+            accelerator,
+            workers=workers,
+            max_steps=request.max_steps,
+            snapshot=snapshot,
+            answers=open_answers(recipe, train_index, accelerator, fingerprints),
+        )
+        if run.first_step == run.last_step == finished_steps(folder):
+            say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
+            return DONE
+        split = dataset.evaluation_split()
+        evaluation = None
+        if split:
+            index = dataset.splits[split]
+            evaluation = Evaluation(index, evaluation_loader(recipe, index, accelerator, workers))
+        state = {"recipe": asdict(recipe), "fingerprints": fingerprints}
+        seconds = snapshot.state["wall_seconds"] if snapshot else 0.0
+        options = {
+            "main": main,
+            "process": accelerator.process_index,
+            "trace": request.trace_samples,
+            "quiet": quiet,
+        }
+        with Log(folder, step=step, last_step=run.last_step, **options) as log:
+            log.say(introduction(request, run, workers, resumed=snapshot is not None))
+            if split is None:
+                log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
+            events = Events(run, log, evaluation, state, seconds)
+            events.listen()
+            try:
+                stopped = train(run, events)
+            finally:
+                run.close()
+            if stopped:
+                log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {folder}")
+                return STOPPED
+            if run.last_step < min(request.max_steps or run.total_steps, run.total_steps):
+                return None
+            finish(run, events, folder, dataset.classes)
     return DONE
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Make the run's folder and keep others out of it; a kill opens it again.
+
+    Raises BadRequest if another process is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise BadRequest([f"--output {folder}: another process is working on this run; stop it, or wait."]) from error
 
 
 def open_answers(
@@ -160,7 +180,7 @@ def describe(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def introduction(request: Request, run: Run, precision: str, workers: int, *, resumed: bool) -> str:
+def introduction(request: Request, run: Run, workers: int, *, resumed: bool) -> str:
     """Return what a person should know of a run before its first step."""
     recipe, order = run.recipe, run.order
     processes = run.accelerator.num_processes
@@ -179,8 +199,8 @@ def introduction(request: Request, run: Run, precision: str, workers: int, *, re
             f"data      {request.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {processes} "
-            f"process(es) ({shares}), {run.device.type} {precision}, {micro_steps} micro-steps of {size}, "
-            f"{workers} loader worker(s) and {cores_per_process()} core(s) each",
+            f"process(es) ({shares}), {run.device.type} {resolve_precision(recipe.precision)}, "
+            f"{micro_steps} micro-steps of {size}, {workers} loader worker(s) and {cores_per_process()} core(s) each",
             f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained}"] if recipe.finetune.strategy != "full" else []),

@@ -20,6 +20,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
 from pipeline.request import Request
 from pipeline.run import carry_out
+from pipeline.session import alone_in
 from shards.dataset import Dataset
 from shards.errors import BadRequest, TrainingError
 from tests.conftest import HERE, TINY, metrics, run, start, summary, traces, train_here
@@ -38,7 +39,7 @@ def unbroken(dataset: Dataset, script: Path, tmp_path_factory: pytest.TempPathFa
 def test_a_run_leaves_what_the_design_promises(unbroken: Path) -> None:
     assert {path.name for path in unbroken.iterdir()} == {
         "recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "model.safetensors", "model_ema.safetensors",
-        "config.json", "tensorboard", "trace", "learnt.png",
+        "config.json", "tensorboard", "trace", "learnt.png", ".lock",
     }  # fmt: skip
     train = metrics(unbroken, "train")
     assert [line["step"] for line in train] == list(range(1, STEPS + 1))
@@ -194,6 +195,12 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, 
     assert (tmp_path / "run" / "checkpoints" / f"step-{event['step']:08d}").is_dir()
     run(script, *arguments, env={"KILL": "never"})
     assert summary(tmp_path / "run")["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_a_folder_that_another_process_works_in_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(BadRequest, match="another process is working on this run"):
+        train_here(dataset, tmp_path)
+    assert not (tmp_path / "recipe.json").exists()
 
 
 def test_another_recipe_is_refused_with_the_fields_that_differ(dataset: Dataset, tmp_path: Path) -> None:
