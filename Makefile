@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -28,6 +28,12 @@ check: $(VENV)/installed
 
 bench: $(VENV)/installed
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
+
+# sources of its data: CIFAR-10 for `vitrail shards build`, and resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10
+CIFAR10 ?= torchvision:CIFAR10
+RESNET20 ?= resnet20-12fca82f.th
+reproduce: $(VENV)/installed
+	$(BIN)/python tests/bench/reproduce.py --cifar10 $(CIFAR10) --resnet20 $(RESNET20)
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Vitrail needs Python 3.11 or newer; name one: make PYTHON=python3.12"'
