@@ -258,7 +258,7 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
             f"--batch {recipe.batch} cannot be divided among --virtual-ranks {recipe.virtual_ranks}; "
             f"the nearest number that divides it is {nearest}."
         )
-    yield from _unknown_model("--model.name", recipe.model.name)
+    yield from _unknown_model("--model.name", recipe.model.name, timm.list_models())
     if recipe.model.patch_size and recipe.model.img_size % recipe.model.patch_size:
         yield (
             f"--model.img-size {recipe.model.img_size} is not a multiple of "
@@ -281,12 +281,11 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
     yield from _of_distill(recipe)
 
 
-def _unknown_model(flag: str, name: str) -> Iterator[str]:
-    known = timm.list_models() + [f"torchvision:{name}" for name in torchvision.models.list_models()]
-    if name not in known and (name.startswith("torchvision:") or name.split(".")[0] not in known):
+def _unknown_model(option: str, name: str, known: list[str]) -> Iterator[str]:
+    """Complain of a name that is in no list of models; a timm name may have a tag behind a dot."""
+    if name not in known and name.split(".")[0] not in known:
         near = difflib.get_close_matches(name, known, n=3)
-        library = "torchvision" if name.startswith("torchvision:") else "timm"
-        yield f"{flag} {name!r} is not known to {library}" + (f"; near: {', '.join(near)}." if near else ".")
+        yield f"{option} {name!r} is not known" + (f"; near: {', '.join(near)}." if near else ".")
 
 
 def _of_distill(recipe: Recipe) -> Iterator[str]:
@@ -298,7 +297,8 @@ def _of_distill(recipe: Recipe) -> Iterator[str]:
             yield f"{names}: there is no teacher; name one with --distill.teacher."
         return
     if not distill.teacher.startswith(A_RUN):
-        yield from _unknown_model("--distill.teacher", distill.teacher)
+        theirs = [f"torchvision:{name}" for name in torchvision.models.list_models()]
+        yield from _unknown_model("--distill.teacher", distill.teacher, timm.list_models() + theirs)
     elif distill.checkpoint:
         yield f"--distill.checkpoint: the weights of --distill.teacher {distill.teacher} are that folder's own."
     if distill.loss == "hard" and distill.top:

@@ -73,6 +73,7 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         batch=ranks * part,
         virtual_ranks=ranks,
         model=replace(recipe.model, pretrained=False),
+        data=replace(recipe.data, subset=0),
         distill=replace(recipe.distill, store=""),
         eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
         log=replace(recipe.log, every_steps=1),
@@ -94,6 +95,7 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
         recipe.virtual_ranks,
         recipe.data.repeats,
         epoch=recipe.data.epoch,
+        subset=recipe.data.subset,
     )
     steps = recipe.epochs * order.steps_per_epoch
     parameters, flops = measure(recipe)
