@@ -90,12 +90,12 @@ from tests.conftest import TINY
 
 after_step, save_file = Events.after_step, checkpoint.save_file
 
-def dying_after_step(self, step, losses, norm):
+def dying_after_step(self, step, losses, agreed, norm):
     if os.environ["KILL"] == "never, but slowly":
         time.sleep(0.2)
     if os.environ["KILL"] == f"step {step}":
         os.kill(os.getpid(), signal.SIGKILL)
-    return after_step(self, step, losses, norm)
+    return after_step(self, step, losses, agreed, norm)
 
 def dying_save(tensors, path):
     save_file(tensors, path)
