@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config import Recipe
+from pipeline.finetune import by_part
 from pipeline.models import on_paper
 from pipeline.request import Request
 from pipeline.run import carry_out
@@ -37,8 +38,7 @@ def climb(request: Request, strategies: tuple[str, ...]) -> int:
     trained = []
     for recipe in recipes:
         try:
-            net = on_paper(recipe)
-            trained.append(sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad))
+            trained.append(sum(some for some, _ in by_part(on_paper(recipe)).values()))
         except BadRequest as error:
             problems += error.problems
     if problems:

@@ -277,7 +277,6 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
         yield "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it."
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
-
     yield from _of_distill(recipe)
 
 
