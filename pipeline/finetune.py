@@ -81,8 +81,14 @@ STRATEGIES: Final[Mapping[str, Callable[[nn.Module, str], Names]]] = {
 
 
 def rate_scales(net: Any, settings: Finetune) -> dict[str, float]:
-    """Return the share of the learning rate of each parameter, by name."""
-    return RATES[settings.rates](net, settings.decay)
+    """Return the share of the learning rate of each parameter, by name.
+
+    Raises BadRequest where the model has no such layers.
+    """
+    try:
+        return RATES[settings.rates](net, settings.decay)
+    except AttributeError as error:
+        raise BadRequest([f"--finetune.rates {settings.rates} does not fit {type(net).__name__}: {error}."]) from error
 
 
 def _same(net: nn.Module, decay: float) -> dict[str, float]:

@@ -13,6 +13,7 @@ import tyro
 from pipeline import checkpoint
 from pipeline.batch_norm import BatchNorms
 from pipeline.config import Recipe, flag, flatten, problems
+from pipeline.finetune import rate_scales
 from pipeline.hosting import processes_of_launch
 from pipeline.models import on_paper, parameter_count
 from pipeline.store import differences, fingerprint
@@ -96,6 +97,7 @@ def check(request: Request, *, trains: bool = True) -> tuple[list[str], Dataset 
         if not any("--model." in problem or "--data.classes is" in problem for problem in found):
             net = on_paper(recipe)
             parameters = parameter_count(net)
+            rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
             if recipe.micro_batch and BatchNorms(net):
                 found.append(
                     f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "

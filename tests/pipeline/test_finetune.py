@@ -78,6 +78,11 @@ def test_vgg_rates_are_those_of_the_guide() -> None:
     assert scales["head.fc.weight"] == scales["pre_logits.fc1.weight"] == 1
 
 
+def test_rates_for_layers_that_the_model_does_not_have_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"--finetune\.rates linear does not fit VisionTransformer"):
+        train_here(dataset, tmp_path / "run", replace(HERE, finetune=Finetune(rates="linear", decay=0.1)))
+
+
 def test_rates_of_a_vit_fall_by_block() -> None:
     with torch.device("meta"):
         net = timm.create_model("vit_tiny_patch16_224")
