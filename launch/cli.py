@@ -28,6 +28,7 @@ class Build:
     """Folder to write"""
     samples_per_shard: int = 1000  # images a tar
     holdout: float = 0.0  # share of the images to set aside as `val`, for a source with one split
+    classes: tuple[str, ...] = ()  # only these, in this order; all, if none is named
     processes: int = os.cpu_count() or 1
 
     def __call__(self) -> int:
@@ -41,6 +42,7 @@ class Build:
                 samples_per_shard=self.samples_per_shard,
                 holdout=self.holdout,
                 processes=self.processes,
+                classes=self.classes,
             )
         except SourceError as error:
             raise BadRequest([str(error)]) from error

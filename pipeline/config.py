@@ -112,6 +112,7 @@ class Finetune:
 
     strategy: str = "full"  # full; linear: the head; partial-K: and K blocks, in halves; attention; gradual: head first
     norm: bool = False  # the final norm is trained too
+    head_norm: bool = False  # batch norm without affine before the head, for linear probes (MAE, 2111.06377, A.1)
     head_epochs: float = 0.0  # gradual: epochs of the head alone
     head_lr: float = 1e-3  # gradual: rate of these epochs, neither scaled nor scheduled
     rates: Literal["same", "geometric", "divided", "linear"] = "same"  # by layer, from the head down

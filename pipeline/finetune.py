@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any, Final
 
 from timm.models import group_parameters
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import Finetune
 from shards.errors import BadRequest
@@ -132,6 +132,46 @@ def classifier_names(net: Any) -> tuple[str, ...]:
     """Return the names of a timm model's heads."""
     names = net.pretrained_cfg["classifier"] or ()
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+class NormedHead(nn.Linear):
+    """A head that normalises its features by batch norm without affine, so that one rate fits any backbone.
+
+    Source: MAE's main_linprobe.py. Its answer is one linear function once it is learnt: see `fold_head_norm`.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        nn.Module.__init__(self)  # takes the head's own tensors instead of drawing others
+        self.__dict__.update({name: value for name, value in vars(head).items() if not name.startswith("_")})
+        self.weight, self.bias = head.weight, head.bias
+        self.norm = nn.BatchNorm1d(head.in_features, eps=1e-6, affine=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits [B, classes] of features [B, width]."""
+        return super().forward(self.norm(features))
+
+
+def add_head_norm(net: nn.Module) -> None:
+    """Put a batch norm before a model's heads.  Raises BadRequest where a head is not a linear layer."""
+    for name in classifier_names(net):
+        head = net.get_submodule(name)
+        if not isinstance(head, nn.Linear):
+            raise BadRequest([f"--finetune.head-norm does not fit {type(net).__name__}: its head is no linear layer."])
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, NormedHead(head))
+
+
+def fold_head_norm(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a model's tensors with each head's batch norm folded into it, so that they fit the model timm knows."""
+    folded = dict(tensors)
+    for name in classifier_names(net):
+        head = net.get_submodule(name)
+        if isinstance(head, NormedHead):
+            mean, variance = (folded.pop(f"{name}.norm.{part}") for part in ("running_mean", "running_var"))
+            del folded[f"{name}.norm.num_batches_tracked"]
+            folded[f"{name}.weight"] = weight = folded[f"{name}.weight"] * (variance + head.norm.eps).rsqrt()
+            folded[f"{name}.bias"] = folded[f"{name}.bias"] - weight @ mean
+    return folded
 
 
 def by_part(net: nn.Module) -> dict[str, tuple[int, int]]:

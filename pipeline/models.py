@@ -18,7 +18,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from pipeline.config import Model, Recipe
-from pipeline.finetune import classifier_names, freeze, frozen_modules
+from pipeline.finetune import add_head_norm, classifier_names, freeze, frozen_modules
 from pipeline.randomness import Purpose, generator, uniforms
 from shards.errors import BadRequest
 
@@ -29,6 +29,8 @@ def build_student(recipe: Recipe, *, head_alone: bool = False) -> nn.Module:
     Raises BadRequest where it cannot be had. `head_alone` is the first phase of gradual fine-tuning.
     """
     net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    if recipe.finetune.head_norm:
+        add_head_norm(net)
     freeze(net, recipe.finetune, head_alone=head_alone)
     distill = recipe.distill
     if distill.teacher and distill.token != isinstance(net, VisionTransformerDistilled):

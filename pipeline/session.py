@@ -20,7 +20,7 @@ from pipeline.checkpoint import Snapshot, weights_sha256
 from pipeline.config import Recipe, identity
 from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
-from pipeline.finetune import by_part
+from pipeline.finetune import by_part, fold_head_norm
 from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
 from pipeline.log import Log, rewind
 from pipeline.models import parameter_count, shape
@@ -220,7 +220,7 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
     groups = {"model": weights} | ({"model_ema": run.ema.module.state_dict()} if run.ema else {})
     for name, group in groups.items():
         with atomic_write(folder / f"{name}.safetensors") as file:
-            save_file({key: value.contiguous() for key, value in group.items()}, file.name)
+            save_file({key: value.contiguous() for key, value in fold_head_norm(run.net, group).items()}, file.name)
     write_json(folder / "config.json", timm_config(run, recipe))
     scores = events.scores
     summary = {
@@ -231,6 +231,8 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
         "images_per_second": events.images_per_second,
         "wall_seconds": events.wall_seconds,
         "views_seen": run.last_step * recipe.batch,
+        "parameters": parameter_count(run.net),
+        "trained_parameters": sum(some for some, _ in by_part(run.net).values()),
         "weights_sha256": weights_sha256(weights),
     }
     shown = ""

@@ -36,13 +36,15 @@ class Job:
     tar: Path
 
 
-def build(spec: str, out: Path, *, samples_per_shard: int, holdout: float, processes: int) -> Dataset:
-    """Build the shards of a source and return the data set.
+def build(
+    spec: str, out: Path, *, samples_per_shard: int, holdout: float, processes: int, classes: tuple[str, ...] = ()
+) -> Dataset:
+    """Build the shards of a source, or of some of its classes, and return the data set.
 
     `holdout` is the share of images to set aside as `val` where the source has only one split. Raises
     SourceError for a source that cannot be used or an `out` that holds something else.
     """
-    source = open_source(spec)
+    source = open_source(spec, classes)
     splits = deal(source, holdout)
     plan = {"source": fingerprint(source), "samples_per_shard": samples_per_shard, "holdout": holdout}
     begin(out, plan)
@@ -52,7 +54,8 @@ def build(spec: str, out: Path, *, samples_per_shard: int, holdout: float, proce
         for number, first in enumerate(range(0, len(items), samples_per_shard)):
             chosen = tuple(items[first : first + samples_per_shard])
             jobs.append(Job(spec, origin, chosen, out / split / f"{number:06d}.tar"))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=start, initargs=(spec,)) as pool:
+    context, source_of = get_context("spawn"), (spec, classes)
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=start, initargs=source_of) as pool:
         rows = dict(
             zip(
                 (job.tar for job in jobs),
@@ -100,10 +103,10 @@ def begin(out: Path, plan: dict[str, object]) -> None:
 _source: Source  # the building process's own, opened once
 
 
-def start(spec: str) -> None:
+def start(spec: str, classes: tuple[str, ...]) -> None:
     """Open the source in a building process."""
     global _source
-    _source = open_source(spec)
+    _source = open_source(spec, classes)
 
 
 def write_shard(job: Job) -> Rows:

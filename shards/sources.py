@@ -29,8 +29,15 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str) -> Source:
-    """Open a folder, a zip, `digits` or `torchvision:NAME[:ROOT]`.  Raises SourceError for anything else."""
+def open_source(spec: str, classes: Sequence[str] = ()) -> Source:
+    """Open a folder, a zip, `digits` or `torchvision:NAME[:ROOT]`: all of it, or some classes.
+
+    Raises SourceError for anything else, and for classes that it does not have.
+    """
+    return Chosen(_open(spec), classes) if classes else _open(spec)
+
+
+def _open(spec: str) -> Source:
     if spec == "digits":
         return Digits()
     if spec.startswith("torchvision:"):
@@ -45,6 +52,31 @@ def open_source(spec: str) -> Source:
     raise SourceError(
         f"{spec}: {what}. SOURCE is a folder of class folders, a zip of one, `digits` or `torchvision:NAME`."
     )
+
+
+class Chosen:
+    """Some classes of a source, in the order they are named in.  Raises SourceError for those it does not have."""
+
+    def __init__(self, source: Source, classes: Sequence[str]) -> None:
+        if unknown := [name for name in classes if name not in source.classes]:
+            raise SourceError(f"no class {', '.join(unknown)} in the source. It has: {', '.join(source.classes)}")
+        numbers = {source.classes.index(name): number for number, name in enumerate(classes)}
+        if len(numbers) < len(classes):
+            raise SourceError(f"a class is named twice: {', '.join(classes)}")
+        self._source = source
+        self._kept = {
+            split: [item for item, (_, label) in enumerate(rows) if label in numbers]
+            for split, rows in source.items.items()
+        }
+        self.classes = list(classes)
+        self.items = {
+            split: [(source.items[split][item][0], numbers[source.items[split][item][1]]) for item in kept]
+            for split, kept in self._kept.items()
+        }
+
+    def read(self, split: str, item: int) -> tuple[bytes, str]:
+        """Return the image as the source gives it."""
+        return self._source.read(split, self._kept[split][item])
 
 
 def arrange(

@@ -1,177 +1,195 @@
-"""Every claim of the papers that fits two cores, run here: `make reproduce`, which writes docs/reproduction.md.
+"""Every claim of `claims.py`, run here: `make reproduce`, which writes docs/reproduction.md.
 
-Rows are runs of recipes by the commands in the table, three seeds each. A finished run is not run again, a stopped one
-goes on, so the whole may be stopped and started as you like.
+A finished run is not run again, a stopped one goes on, so the whole may be stopped and started as you like. Runs go
+beside each other, each on cores of its own.
 """
 
 import argparse
+import ast
 import json
+import os
+import re
 import shlex
 import statistics
+import string
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
+from typing import Any, Final
 
-ROOT = Path(__file__).parents[2]
-SEEDS = (0, 1, 2)
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
 
+from tests.bench.claims import TABLES, Claim, Figure, Row, Shortfall, Table
 
-@dataclass(frozen=True)
-class Row:
-    """Runs of a recipe; `{name}` in the flags is the folder of another run, or of a store."""
-
-    name: str
-    recipe: str
-    flags: str
-    seeds: tuple[int, ...] = SEEDS
-
-
-@dataclass(frozen=True)
-class Claim:
-    """That one row is better than another."""
-
-    source: str
-    says: str
-    better: str
-    worse: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows that are compared with each other."""
-
-    title: str
-    text: str
-    rows: tuple[Row, ...]
-    claims: tuple[Claim, ...]
-
-
-SMALL = (
-    "--model.patch-size 8 --model.depth 3 --model.drop-path 0 --data.repeats 1 --data.epoch images "
-    "--augment.rand-ops 0 --augment.erase 0 --mix.prob 0.5 --optim.lr-batch 0 --optim.warmup-epochs 0.5 --ema.decay 0 "
-    "--eval.every-epochs 0 --eval.batch 500 --batch 128 --virtual-ranks 1 --epochs 2"
-)
-PUBLISHED = "--distill.teacher resnet20_cifar --distill.checkpoint {resnet20}"
-DISTILLATION = Table(
-    title="Distillation",
-    text="""CIFAR-10 at 32 px; a ViT of width 128, 3 blocks and patch 8 (17 or 18 tokens), two epochs of all 50,000
-images, half of the batches mixed. The CNN teachers are ResNet-20: the published one, and one trained here for an
-epoch, to be of like accuracy with a ViT teacher of width 192 and 6 blocks that was trained here for nine.""",
-    rows=(
-        Row("vit-teacher", "deit_cifar10", "--model.patch-size 8 --model.width 192 --model.heads 6 --data.repeats 1 "
-            "--data.epoch images --augment.rand-ops 0 --augment.erase 0 --mix.prob 0 --optim.lr-batch 0 "
-            "--ema.decay 0.999 --eval.every-epochs 2 --eval.batch 500 --batch 128 --virtual-ranks 1 --epochs 9", (0,)),
-        Row("cnn-teacher", "teacher_cifar10", "--model.name resnet20_cifar --epochs 1 --optim.warmup-epochs 0.2", (0,)),
-        Row("alone", "deit_cifar10", SMALL),
-        Row("soft", "deit_cifar10", f"{SMALL} {PUBLISHED} --distill.no-token --distill.loss soft --distill.top 10 "
-            "--distill.tau 3 --distill.weight 0.1 --distill.store {store-soft}"),
-        Row("hard", "deit_cifar10", f"{SMALL} {PUBLISHED} --distill.no-token --distill.store {{store-hard}}"),
-        Row("hard-token", "deit_cifar10_distilled", f"{SMALL} {PUBLISHED} --distill.store {{store-hard}}"),
-        Row("of-vit", "deit_cifar10_distilled", f"{SMALL} --distill.teacher local-dir:{{vit-teacher-0}} "
-            "--distill.store {store-vit}"),
-        Row("of-cnn", "deit_cifar10_distilled", f"{SMALL} --distill.teacher local-dir:{{cnn-teacher-0}} "
-            "--distill.store {store-cnn}"),
-    ),
-    claims=(
-        Claim("DeiT, Table 3", "hard distillation is better than none", "hard", "alone"),
-        Claim("DeiT, Table 3", "hard distillation is better than soft", "hard", "soft"),
-        Claim("DeiT, Table 3", "soft distillation is better than none; the paper finds it is not", "soft", "alone"),
-        Claim("DeiT, Table 3", "a distillation token adds a little to hard distillation", "hard-token", "hard"),
-        Claim("DeiT, Table 2", "a CNN is a better teacher than a transformer of like accuracy", "of-cnn", "of-vit"),
-    ),
-)  # fmt: skip
-TABLES = (DISTILLATION,)
-
-
-class Places(dict[str, str]):
-    """Where names in flags point to: under the folder, if nothing else is said."""
-
-    def __init__(self, folder: Path, seed: int, **others: str) -> None:
-        super().__init__(others)
-        self._folder, self._seed = folder, seed
-
-    def __missing__(self, name: str) -> str:
-        return str(self._folder / (f"{name}-{self._seed}" if name.startswith("store-") else name))
+ROOT: Final = Path(__file__).parents[2]
+HALVES: Final = {"first": "airplane automobile bird cat deer", "second": "dog frog horse ship truck"}
 
 
 def main() -> None:
     """Run what is missing, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--cifar10", required=True, help="a source for `vitrail shards build`: a zip, torchvision:CIFAR10"
-    )
+    parser.add_argument("--cifar10", required=True, help="a source for `vitrail shards build`, with folders as classes")
+    parser.add_argument("--flowers", required=True, help="another: flowers12.zip, or class folders of your own")
     parser.add_argument("--resnet20", required=True, help="resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10")
     parser.add_argument("--folder", type=Path, default=ROOT / "reproduction")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     options = parser.parse_args()
-    data = options.folder / "cifar10"
-    if not (data / "dataset.json").exists():
-        call(str(Path(sys.executable).parent / "vitrail"), "shards", "build", options.cifar10, str(data))
-    for table in TABLES:
-        for row in table.rows:
-            for seed in row.seeds:
-                output = options.folder / f"{row.name}-{seed}"
-                if (output / "summary.json").exists():
-                    continue
-                places = Places(options.folder, seed, resnet20=options.resnet20)
-                call(sys.executable, f"recipes/{row.recipe}.py", *shlex.split(row.flags.format_map(places)),
-                     "--seed", str(seed), "--data", str(data), "--output", str(output))  # fmt: skip
-    text = "\n\n".join(report(table, options.folder) for table in TABLES)
-    (ROOT / "docs" / "reproduction.md").write_text(f"{HEAD}\n\n{text}\n")
+    for name, source in {"cifar10": options.cifar10, "flowers": options.flowers} | dict.fromkeys(
+        HALVES, options.cifar10
+    ).items():
+        if not (options.folder / name / "dataset.json").exists():
+            classes = ["--classes", *HALVES[name].split()] if name in HALVES else []
+            build = [str(Path(sys.executable).parent / "vitrail"), "shards", "build", source]
+            subprocess.run([*build, str(options.folder / name), *classes], cwd=ROOT, check=True)
+    run_all(options.folder, options.jobs, {"resnet20": str(Path(options.resnet20).resolve())})
+    tables = "\n\n".join(report(table, options.folder) for table in TABLES)
+    (ROOT / "docs" / "reproduction.md").write_text(f"{HEAD}\n\n{tables}\n\n{not_run()}\n")
 
 
-def call(*command: str) -> None:
-    """Run a command from the root of the repository, and show it."""
-    print("+", shlex.join(command), flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+def run_all(folder: Path, jobs: int, places: dict[str, str]) -> None:
+    """Run all rows, `jobs` beside each other; a row waits for those that its flags name."""
+    done: dict[str, Future[None]] = {}  # by the name of a folder that a run makes: its own, and stores
+    cores = sorted(os.sched_getaffinity(0))
+    numbers = count()
+
+    def on_own_cores() -> None:
+        os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
+
+    pool = ThreadPoolExecutor(jobs, initializer=on_own_cores)
+    try:
+        for row, seed in runs():
+            named = [name for _, name, _, _ in string.Formatter().parse(row.flags) if name and name not in places]
+            made = {name: f"{name}-{seed}" if name.startswith("store-") else name for name in named}
+            flags = row.flags.format_map(places | {name: str(folder / made[name]) for name in named})
+            before = [done[made[name]] for name in named if made[name] in done]
+            command = [sys.executable, f"recipes/{row.recipe}.py", *shlex.split(flags), "--seed", str(seed)]
+            command += ["--data", str(folder / row.data), "--output", str(output(folder, row.name, seed))]
+            run = pool.submit(call, command, output(folder, row.name, seed), before)
+            done |= {made[name]: run for name in named} | {output(folder, row.name, seed).name: run}
+        for run in done.values():
+            run.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+PRINTING: Final = threading.Lock()
+
+
+def call(command: list[str], folder: Path, before: Sequence[Future[None]]) -> None:
+    """Carry out a run in `folder`, unless it is finished, when those before it are."""
+    for run in before:
+        run.result()
+    if (folder / "summary.json").exists():
+        return
+    with PRINTING:
+        print("+", shlex.join(command), flush=True)
+    with folder.with_suffix(".log").open("a") as log:
+        subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
+
+
+def output(folder: Path, name: str, seed: int) -> Path:
+    """Return the folder of a run."""
+    return folder / f"{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{seed}"
+
+
+def runs() -> list[tuple[Row, int]]:
+    """Return every row with each of its seeds."""
+    rows = [row for table in TABLES for row in table.rows if isinstance(row, Row)]
+    return [(row, seed) for row in rows for seed in row.seeds]
 
 
 HEAD = """# Reproduction
 
-Written by `make reproduce`; the runs behind it are in `reproduction/`. Top-1 on `cifar10/test` in per cent, 10,000 of
-10,000 images, raw weights: mean and standard deviation over the seeds. Minutes are of all seeds together, as they came;
-machines are shared, so they say only the order of magnitude. A claim *holds* if the difference of the means is more
-than twice its standard error, is *contradicted* if it is that much the other way, and is else *not decided* here."""
+Written by `make reproduce`; the runs behind it are in `reproduction/`. Top-1 on the test split in per cent, of every
+image, raw weights: mean and standard deviation over the seeds. Trained parameters are those of the last phase. Minutes
+are of all seeds together, each run on a core of its own; machines are shared, so they say only the order of magnitude.
+A claim *holds* if the difference of the means is more than twice its standard error, is *contradicted* if it is that
+much the other way, and is else *not decided* here; a published figure holds if it lies within two standard deviations
+of our runs."""
 
 
 def report(table: Table, folder: Path) -> str:
-    """Return a table and the verdicts on its claims."""
-    scores, lines = {}, []
+    """Return a table, the verdicts on its claims, and its commands."""
+    scores = scores_of(folder)
+    head = ["row", *(f"after {epochs}" for epochs in table.after), "at the end", "seeds", "trained", "minutes"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in table.rows:
-        summaries = [json.loads((folder / f"{row.name}-{seed}" / "summary.json").read_text()) for seed in row.seeds]
-        scores[row.name] = top1 = [100 * summary["top1"] for summary in summaries]
-        spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-        minutes = sum(summary["wall_seconds"] for summary in summaries) / 60
-        lines.append(f"| {row.name} | {statistics.mean(top1):.2f}{spread} | {len(top1)} | {minutes:.0f} |")
-    verdicts = [
-        f"| {claim.source} | {claim.says} | {difference:+.2f} ± {error:.2f} | {verdict} |"
-        for claim in table.claims
-        for difference, error, verdict in [judge(scores[claim.better], scores[claim.worse])]
-    ]
-    commands = [f"{row.name}: recipes/{row.recipe}.py {row.flags}" for row in table.rows]
-    return "\n".join(
-        [
-            f"## {table.title}\n\n{table.text}\n",
-            "| row | top-1, % | seeds | minutes |",
-            "|---|---|---|---|",
-            *lines,
-            "",
-            "| source | claim | difference here, points | verdict |",
-            "|---|---|---|---|",
-            *verdicts,
-            "\n```",
-            *commands,
-            "```",
-        ]
-    )
+        columns = [spread(scores.get(f"{row.name}@{epochs}")) for epochs in table.after]
+        cost = ["", "", ""]
+        if isinstance(row, Row):
+            summaries = [read(folder, row, seed) for seed in row.seeds]
+            minutes = sum(summary["wall_seconds"] for summary in summaries) / 60
+            cost = [str(len(summaries)), f"{summaries[0]['trained_parameters']:,}", f"{minutes:.1f}"]
+        lines.append("| " + " | ".join([row.name, *columns, spread(scores[row.name]), *cost]) + " |")
+        if averaged := scores.get(f"{row.name} EMA"):
+            lines.append("| " + " | ".join([f"{row.name}, EMA", *columns, spread(averaged), "", "", ""]) + " |")
+    lines += ["", "| source | claim | difference here, points | verdict |", "|---|---|---|---|"]
+    for claim in table.claims:
+        difference, error, verdict = judge(claim, scores)
+        lines.append(f"| {claim.source} | {claim.says} | {difference:+.2f} ± {error:.2f} | {verdict} |")
+    commands = [f"{row.name}: recipes/{row.recipe}.py {row.flags}" for row in table.rows if isinstance(row, Row)]
+    return "\n".join([f"## {table.title}\n\n{table.text}\n", *lines, "\n```", *commands, "```"])
 
 
-def judge(better: list[float], worse: list[float]) -> tuple[float, float, str]:
-    """Return the difference of two means, its standard error, and what it says of a claim."""
-    difference = statistics.mean(better) - statistics.mean(worse)
-    error = (statistics.variance(better) / len(better) + statistics.variance(worse) / len(worse)) ** 0.5
+def scores_of(folder: Path) -> dict[str, list[float]]:
+    """Return the top-1 of all rows in per cent, by row, `row@epochs` and `row EMA`: one number a seed."""
+    scores: dict[str, list[float]] = {}
+    for row in (row for table in TABLES for row in table.rows):
+        if isinstance(row, Shortfall):
+            by_seed = zip(*(scores[name] for name in row.of), strict=True)
+            scores[row.name] = [max(of_seed) - statistics.mean(of_seed) for of_seed in by_seed]
+            continue
+        for seed in row.seeds:
+            summary = read(folder, row, seed)
+            scores.setdefault(row.name, []).append(100 * summary["top1"])
+            if summary["top1_ema"] is not None:
+                scores.setdefault(f"{row.name} EMA", []).append(100 * summary["top1_ema"])
+            for line in map(json.loads, (output(folder, row.name, seed) / "metrics.jsonl").read_text().splitlines()):
+                if line["kind"] == "eval" and line["weights"] == "raw":
+                    scores.setdefault(f"{row.name}@{line['epoch']:.0f}", []).append(100 * line["top1"])
+    return scores
+
+
+def read(folder: Path, row: Row, seed: int) -> dict[str, Any]:
+    """Return the summary of a run."""
+    summary: dict[str, Any] = json.loads((output(folder, row.name, seed) / "summary.json").read_text())
+    return summary
+
+
+def spread(values: list[float] | None) -> str:
+    """Return mean and standard deviation as they are printed."""
+    if not values:
+        return ""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def judge(claim: Claim | Figure, scores: dict[str, list[float]]) -> tuple[float, float, str]:
+    """Return the difference, its standard error (of a published figure: our standard deviation), and the verdict."""
+    if isinstance(claim, Figure):
+        values = scores[claim.row]
+        difference, deviation = statistics.mean(values) - claim.published, statistics.stdev(values)
+        return difference, deviation, "holds" if abs(difference) <= 2 * deviation else "contradicted"
+    terms = [(1, scores[name]) for name in claim.better] + [(-1, scores[name]) for name in claim.worse]
+    difference = sum(sign * statistics.mean(values) for sign, values in terms)
+    error = sum(statistics.variance(values) / len(values) for _, values in terms) ** 0.5
     verdict = "holds" if difference > 2 * error else "contradicted" if difference < -2 * error else "not decided"
     return difference, error, verdict
+
+
+def not_run() -> str:
+    """Return what was published for the recipes that no row runs, in the words of their own first lines."""
+    ran = {row.recipe for row, _ in runs()}
+    lines = ["## Published figures of the other recipes", "", "| recipe | figure |", "|---|---|"]
+    for path in sorted((ROOT / "recipes").glob("[a-z]*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        said = " ".join(text.partition("\n\n")[2].partition("Run:")[0].split())
+        if path.stem not in ran or "Not run here" in said:
+            lines.append(f"| `{path.stem}` | {said} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.checkpoint import load_newest
 from pipeline.config import Finetune, Model, Optim
-from pipeline.finetune import by_part, freeze, frozen_modules, rate_scales
-from pipeline.models import Student, build_model, on_paper
+from pipeline.finetune import add_head_norm, by_part, freeze, frozen_modules, rate_scales
+from pipeline.models import Student, build_model, build_student, on_paper
 from pipeline.optimizer import build_optimizer, update
 from shards.dataset import Dataset
 from shards.errors import BadRequest
@@ -153,6 +154,30 @@ def test_gradual_trains_the_head_and_then_all_and_may_be_stopped_anywhere(datase
     assert [line["step"] for line in lines] == list(range(1, 3 * steps + 1))
     assert [line["lr"] for line in lines[:steps]] == [0.02] * steps
     assert lines[steps]["lr"] == pytest.approx(1e-6)  # the second phase warms up by itself
+
+
+def test_a_norm_before_the_head_is_folded_into_what_timm_loads(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = replace(HERE, finetune=Finetune(strategy="linear", head_norm=True))
+    train_here(dataset, tmp_path, recipe, max_steps=5)
+    snapshot = load_newest(tmp_path / "checkpoints", print)
+    assert snapshot
+    net = build_student(recipe)
+    net.load_state_dict(snapshot.tensors["model"])
+    assert not torch.equal(net.head.norm.running_mean, torch.zeros(net.head.in_features))
+    images = torch.randn(4, 3, recipe.model.img_size, recipe.model.img_size)
+    exported = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    torch.testing.assert_close(exported.eval()(images), net.eval()(images), rtol=1e-4, atol=1e-5)
+    assert summary(tmp_path)["trained_parameters"] == net.head.weight.numel() + net.head.bias.numel()
+
+
+def test_a_normed_head_starts_as_the_head_it_replaces() -> None:
+    net = timm.create_model("vit_tiny_patch16_224", num_classes=7)
+    head = net.head
+    add_head_norm(net)
+    features = torch.randn(50, 192) * 3 + 2
+    normed = (features - features.mean(0)) / features.var(0, unbiased=False).add(1e-6).sqrt()
+    torch.testing.assert_close(net.head(features), head(normed), rtol=1e-4, atol=1e-5)
+    assert [name for name, _ in net.head.named_parameters()] == ["weight", "bias"]
 
 
 def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import recipes
 from pipeline.config import problems
 from pipeline.models import has_fixed_size
-from pipeline.request import Request
+from pipeline.request import Request, parse
 from pipeline.run import carry_out
 from pipeline.teacher import write_random_weights
 from shards.synthetic import make_dataset
+from tests.bench.claims import TABLES, Row
 from tests.conftest import metrics
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
@@ -52,3 +54,12 @@ def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
     )
     assert carry_out(Request(recipe=small, data=str(data.folder), output=str(tmp_path / "run"), max_steps=2)) == 0
     assert [line["samples"] for line in metrics(tmp_path / "run", "eval")] == [2] * (2 if recipe.ema.decay else 1)
+
+
+@pytest.mark.parametrize(
+    "row", [row for table in TABLES for row in table.rows if isinstance(row, Row)], ids=lambda row: row.name
+)
+def test_a_row_of_the_reproduction_is_a_request_without_a_problem(row: Row) -> None:
+    recipe = importlib.import_module(f"recipes.{row.recipe}").RECIPE
+    request = parse(recipe, re.sub(r"\{[^}]*\}", "there", row.flags).split())
+    assert problems(request.recipe, None, processes=1) == []

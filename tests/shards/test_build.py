@@ -51,6 +51,21 @@ def test_a_zip_gives_what_its_folder_gives(tmp_path: Path) -> None:
     assert tar_bytes(from_zip.folder) == tar_bytes(from_folder.folder)
 
 
+def test_some_classes_of_a_source(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "source")
+    dataset = build(str(source), tmp_path / "out", **OPTIONS, classes=("newt", "cat"))
+    assert dataset.classes == ("newt", "cat")
+    index = dataset.splits["test"]
+    assert {index.key(i).split("/")[0]: int(index.rows["label"][i]) for i in range(len(index))} == {"newt": 0, "cat": 1}
+    reader = Reader(index)
+    everything = build(str(source), tmp_path / "all", **OPTIONS).splits["test"]
+    of_all = {everything.key(i): Reader(everything).read(i) for i in range(len(everything))}
+    assert all(reader.read(i) == of_all[index.key(i)] for i in range(len(index)))
+    for wrong, message in ((("cat", "bird"), "no class bird"), (("cat", "cat"), "named twice")):
+        with pytest.raises(SourceError, match=message):
+            build(str(source), tmp_path / "wrong", **OPTIONS, classes=wrong)
+
+
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_webdataset_reads_every_sample_that_the_index_names(tmp_path: Path) -> None:
     dataset = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
