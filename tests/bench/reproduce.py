@@ -38,9 +38,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "reproduction")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     options = parser.parse_args()
-    for name, source in {"cifar10": options.cifar10, "flowers": options.flowers} | dict.fromkeys(
-        HALVES, options.cifar10
-    ).items():
+    sources = dict.fromkeys(("cifar10", *HALVES), options.cifar10) | {"flowers": options.flowers}
+    for name, source in sources.items():
         if not (options.folder / name / "dataset.json").exists():
             classes = ["--classes", *HALVES[name].split()] if name in HALVES else []
             build = [str(Path(sys.executable).parent / "vitrail"), "shards", "build", source]
