@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.errors import CheckpointError
 from shards.files import atomic_write, sync_folder, write_json
@@ -107,26 +107,6 @@ def load_newest(root: Path, say: Callable[[str], None]) -> Snapshot | None:
     if found:
         raise CheckpointError(f"{root}: none of the {len(found)} checkpoints is whole. To start anew, remove {root}.")
     return None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as {slot/parameter name: tensor}, whatever the optimizer."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
-    return {
-        f"{slot}/{names[parameter]}": value
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Tensors) -> None:
-    """Give the optimizer the state that `optimizer_tensors` returned."""
-    parameters = dict(net.named_parameters())
-    for key, value in tensors.items():
-        slot, _, name = key.partition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
 def weights_sha256(tensors: Tensors) -> str:

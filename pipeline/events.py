@@ -199,9 +199,8 @@ class Events:
     def evaluate(self, step: int, *, record: bool = True) -> None:
         """Evaluate the weights and their average, and keep the scores."""
         assert self.evaluation
-        nets = {"raw": self.run.net} | ({"ema": self.run.ema.module} if self.run.ema else {})
         index = self.evaluation.split
-        self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.accelerator)
+        self.scores, bad = evaluate(self.run.nets(), self.evaluation.loader, self.run.accelerator)
         self.log.quarantine(bad, index)
         for weights, score in self.scores.items():
             if not record:
@@ -220,9 +219,10 @@ class Events:
         """Write a checkpoint; one process writes, the others wait for it.  A teacher's answers are stored before."""
         if self.run.answers:
             self.run.answers.flush()
+        tensors = self.run.tensors()
         if self.log.main:
             state = {**self._state, "wall_seconds": self.wall_seconds}
-            checkpoint.save(self._checkpoints, step, state, self.run.tensors(), self.run.recipe.checkpoint.keep)
+            checkpoint.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
         self.run.accelerator.wait_for_everyone()
         self._saved_at, self._save_asked = time.monotonic(), False
 

@@ -4,6 +4,7 @@ Shapes: B images of a batch, C classes, D stochastic-depth modules, H heads: 2 w
 by a teacher, first the class token's, then the distillation token's; else 1.
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -194,6 +195,12 @@ def on_paper(recipe: Recipe) -> nn.Module:
     """Return the recipe's model without memory for its weights.  Raises BadRequest if it cannot be built."""
     with torch.device("meta"):
         return build_student(replace(recipe, model=replace(recipe.model, pretrained=False)))
+
+
+def without_weights(net: nn.Module) -> nn.Module:
+    """Return a copy of a model in evaluation mode that has no memory for its weights, to be given some."""
+    memo = {id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False) for parameter in net.parameters()}
+    return copy.deepcopy(net, memo).eval()
 
 
 def parameter_count(net: nn.Module) -> int:
