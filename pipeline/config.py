@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 import timm
 import torchvision
 
-from pipeline import cifar_resnet, vit_plain, vit_stem  # noqa: F401  their models are among timm's from here on
+# their models are among timm's from here on
+from pipeline import cifar_resnet, vit_plain, vit_pytorch, vit_stem  # noqa: F401
 from shards.dataset import Dataset
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)

@@ -11,7 +11,7 @@ from pipeline.run import main
 RECIPE = Recipe(
     name="vit_cifar10_small",
     model=Model(
-        name="vit_tiny_patch16_224",
+        name="vit_pytorch_tiny",
         img_size=32,
         patch_size=8,
         width=128,

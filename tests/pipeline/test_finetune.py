@@ -59,9 +59,10 @@ def test_partial_is_for_models_of_blocks_and_linear_for_all() -> None:
     assert trained("resnet50", strategy="linear") == 20_490
 
 
-def test_resnet_rates_are_those_of_the_guide() -> None:
+@pytest.mark.parametrize("name", ["resnet50", "resnet152"])
+def test_resnet_rates_are_those_of_the_guide(name: str) -> None:
     with torch.device("meta"):
-        net = timm.create_model("resnet50", num_classes=102)
+        net = timm.create_model(name, num_classes=102)
     scales = rate_scales(net, Finetune(rates="divided", decay=3))
     rates = {name.partition(".")[0]: 1e-4 * scale for name, scale in scales.items()}
     assert rates == pytest.approx(

@@ -11,7 +11,7 @@ from pipeline.models import Student, build_model, on_paper, parameter_count
 from pipeline.optimizer import build_optimizer
 from pipeline.randomness import view_keys
 from pipeline.rehearsal import measure
-from recipes import deit_base, deit_small, deit_tiny
+from recipes import deit_base, deit_small, deit_tiny, vit_cifar10_small
 from shards.errors import BadRequest
 from tests.conftest import TINY
 
@@ -38,6 +38,18 @@ def test_stems_have_the_parameters_of_early_convolutions(name: str, parameters: 
     # 2106.14881, Table 1, counted exactly
     recipe = replace(deit_small.RECIPE, model=Model(name=name))
     assert parameter_count(on_paper(recipe)) == parameters
+
+
+def test_the_vit_of_vit_pytorch_has_its_parameters_and_its_start() -> None:
+    net = build_model(vit_cifar10_small.RECIPE.model, 10, seed=0)
+    assert parameter_count(net) == 425_482
+    assert 0.9 < net.pos_embed.std() < 1.1
+    images = torch.rand(2, 3, 32, 32)
+    # its own words: einops' 'b c (h p) (w q) -> b (h w) (p q c)', with c outermost as in the convolution's weights
+    patches = images.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, 192)
+    embed = net.patch_embed
+    expected = embed.norm(embed.pixel_norm(patches) @ embed.proj.weight.flatten(1).T + embed.proj.bias)
+    torch.testing.assert_close(embed(images), expected)
 
 
 def test_a_convolutional_stem_takes_any_image_its_strides_divide() -> None:
