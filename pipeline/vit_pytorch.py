@@ -41,8 +41,9 @@ class ViTOfVitPytorch(VisionTransformer):
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.reset_parameters()
-        nn.init.normal_(self.pos_embed)
-        nn.init.normal_(self.cls_token)
+        for embedding in (self.pos_embed, self.cls_token):
+            assert embedding is not None, "this ViT has both"
+            nn.init.normal_(embedding)
 
 
 @register_model

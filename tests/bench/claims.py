@@ -209,8 +209,9 @@ PUBLISHED: Final = "--distill.teacher resnet20_cifar --distill.checkpoint {resne
 DISTILLATION: Final = Table(
     title="Distillation",
     text="""The student of the table above, whole, and the same taught. The first CNN teacher is the published ResNet-20
-(81.0 % on these images, which are JPEGs). For the kind of teacher: a ViT of width 128, 3 blocks and patch 8, trained here for three epochs on all 50,000
-images without mixing, and a ResNet-20 trained here on 15,000 views, to be of like accuracy.""",
+(81.0 % on these images, which are JPEGs). For the kind of teacher: a ViT of width 128, 3 blocks and patch 8, trained
+here for three epochs on all 50,000 images without mixing, and a ResNet-20 trained here on 15,000 views, to be of like
+accuracy.""",
     rows=(
         Row("soft", "deit_cifar10", f"{RAW} {PUBLISHED} --distill.no-token --distill.loss soft --distill.top 10 "
             "--distill.tau 3 --distill.weight 0.1 --distill.store {store-soft}"),
