@@ -21,9 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from pipeline.config import Recipe
+from pipeline.config import EngineName, Recipe
 from pipeline.finetune import rate_scales
-from pipeline.hosting import EngineName
 from pipeline.models import Student
 from pipeline.optimizer import build_optimizer, set_rates, update
 
@@ -51,7 +50,7 @@ class Replicated:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss; over the processes they are averaged."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def update(self, lr: float, clip: float) -> Tensor:
         """Take one optimizer step, forget the gradients, and return their norm before clipping, a scalar."""
@@ -71,7 +70,7 @@ class Replicated:
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
-        names = {parameter: name for name, parameter in self.net.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.net.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
             for slot, value in slots.items():
                 if isinstance(value, Tensor):
@@ -210,6 +209,7 @@ class Zero(Replicated):
         """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        self._link_state()
         states = list(self.optimizer.optimizer.state.values())
         slots = sorted({slot for state in states for slot, value in state.items() if isinstance(value, Tensor)})
         for name, parameter in self.net.named_parameters():
@@ -226,6 +226,7 @@ class Zero(Replicated):
         if not moments:
             return
         self._make_state()
+        self._link_state()
         parameters = dict(self.net.named_parameters())
         for key, value in moments.items():
             slot, _, name = key.partition("/")
@@ -234,6 +235,12 @@ class Zero(Replicated):
                     state[slot].copy_(value)
             else:
                 safe_set_full_optimizer_state(parameters[name], value.to(self.accelerator.device), slot)
+
+    def _link_state(self) -> None:
+        """Let parameters know of their state, which DeepSpeed 0.19 does too early for all groups but the first."""
+        if self._stage < 3:
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _make_state(self) -> None:
         """Have the optimizer's state made, which comes with its first step: one at rate 0 on a gradient of 0."""

@@ -14,9 +14,9 @@ import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
+from pipeline.config import EngineName
 from shards.errors import BadRequest, TrainingError
 
-EngineName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
 ENGINE_VARIABLES: Final = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")  # how `accelerate launch` names one
 
 
