@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -68,6 +69,25 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
     for old in checkpoints(root)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+class Writer:
+    """Writes checkpoints beside the training, one at a time; what it is given must not change afterwards."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> None:
+        """Begin to `save`, when the one before is written.  Raises CheckpointError for that one."""
+        self.wait()
+        self._writing = self._thread.submit(save, root, step, state, tensors, keep)
+
+    def wait(self) -> None:
+        """Return when all is written.  Raises CheckpointError where it could not be."""
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
 
 
 def checkpoints(root: Path) -> list[Path]:

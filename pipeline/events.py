@@ -58,6 +58,7 @@ class Events:
         self._asked_to_stop = False  # by a signal, to this process
         self._save_asked = False
         self._known_bad = 0
+        self._writer = checkpoint.Writer()
         self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
         self._report: Report | None = None
         self._started = time.monotonic() - seconds
@@ -110,7 +111,7 @@ class Events:
         if eval_due and self.evaluation:
             self.evaluate(done)
         if save_due or self.stopping or self._save_asked:
-            self.save(done)
+            self.save(done, wait=end or self.stopping)
         self._mark += time.monotonic() - paused
         if self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
@@ -215,15 +216,23 @@ class Events:
                 + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint; one process writes, the others wait for it.  A teacher's answers are stored before."""
+    def save(self, step: int, *, wait: bool) -> None:
+        """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
+
+        Training stops for the copy of the tensors to the host alone. A teacher's answers are stored before.
+        """
         if self.run.answers:
             self.run.answers.flush()
-        tensors = self.run.tensors()
+        tensors: dict[str, dict[str, Tensor]] = {group: {} for group in self.run.groups}
+        for group, name, tensor in self.run.state():
+            if self.log.main:
+                tensors[group][name] = tensor.detach().to("cpu", copy=True)
         if self.log.main:
             state = {**self._state, "wall_seconds": self.wall_seconds}
-            checkpoint.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
-        self.run.accelerator.wait_for_everyone()
+            self._writer.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
+        if wait:
+            self._writer.wait()
+            self.run.accelerator.wait_for_everyone()
         self._saved_at, self._save_asked = time.monotonic(), False
 
 

@@ -221,13 +221,13 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
     recipe = run.recipe
     if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
         events.evaluate(run.last_step, record=False)
-    weights, nets = run.weights(), run.nets()
+    nets = run.nets()
     if not events.log.main:
         return
-    for group, tensors in weights.items():
-        exported = {name: value.contiguous() for name, value in fold_head_norm(run.blank, tensors).items()}
-        with atomic_write(folder / {"model": "model.safetensors", "ema": "model_ema.safetensors"}[group]) as file:
-            save_file(exported, file.name)
+    for name, net in nets.items():
+        weights = fold_head_norm(net, net.state_dict())
+        with atomic_write(folder / {"raw": "model.safetensors", "ema": "model_ema.safetensors"}[name]) as file:
+            save_file({name: value.contiguous() for name, value in weights.items()}, file.name)
     write_json(folder / "config.json", timm_config(run, recipe))
     scores = events.scores
     summary = {
@@ -240,7 +240,7 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
         "views_seen": run.last_step * recipe.batch,
         "parameters": sum(total for _, total in run.by_part.values()),
         "trained_parameters": sum(trained for trained, _ in run.by_part.values()),
-        "weights_sha256": weights_sha256(weights["model"]),
+        "weights_sha256": weights_sha256(nets["raw"].state_dict()),
     }
     shown = ""
     if events.evaluation:

@@ -138,28 +138,39 @@ class Run:
         """End the loader's workers: a loader does so when its iterator is forgotten, at exit it would be too late."""
         self.batches = iter(())
 
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """Return the net's tensors, whole, and their average, as {"model": ..., "ema": ...}; all processes must ask."""
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of tensors in a checkpoint."""
+        return ("model", "optimizer", *(("ema",) if self.average else ()))
+
+    def whole(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield the net's tensors and those of their average, whole, each with its group, `model` or `ema`, and name.
+
+        All processes must ask. Where no engine spreads them, they are the run's own, and change with the next step.
+        """
         held = {"model": self.engine.local()} | ({"ema": self.average.tensors} if self.average else {})
-        return {
-            group: {name: self.engine.whole(name, value) for name, value in tensors.items()}
-            for group, tensors in held.items()
-        }
+        for group, tensors in held.items():
+            for name, local in tensors.items():
+                yield group, name, self.engine.whole(name, local)
+
+    def state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield all that a checkpoint must hold, as `whole`; the optimizer's state is the group `optimizer`."""
+        yield from self.whole()
+        for name, moment in self.engine.moments():
+            yield "optimizer", name, moment
 
     def nets(self) -> dict[str, nn.Module]:
         """Return the net with its weights and with their average, whole, as {"raw": ..., "ema": ...}, to evaluate.
 
         All processes must ask. Where an engine spreads the weights, each gathers them for as long as this lives.
         """
-        nets = {}
-        for group, tensors in self.weights().items():
-            nets["raw" if group == "model" else group] = net = copy.deepcopy(self.blank)
-            net.load_state_dict(tensors, assign=True)
+        weights: dict[str, dict[str, Tensor]] = {}
+        for group, name, tensor in self.whole():
+            weights.setdefault("raw" if group == "model" else group, {})[name] = tensor
+        nets = {group: copy.deepcopy(self.blank) for group in weights}
+        for group, net in nets.items():
+            net.load_state_dict(weights[group], assign=True)
         return nets
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return all that a checkpoint must hold, whole, by parameter name; all processes must ask."""
-        return self.weights() | {"optimizer": dict(self.engine.moments())}
 
 
 def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
