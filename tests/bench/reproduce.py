@@ -14,9 +14,8 @@ import statistics
 import string
 import subprocess
 import sys
-import threading
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -49,45 +48,64 @@ def main() -> None:
     (ROOT / "docs" / "reproduction.md").write_text(f"{HEAD}\n\n{tables}\n\n{not_run()}\n")
 
 
+@dataclass(frozen=True)
+class Task:
+    """A run of a row."""
+
+    folder: Path
+    command: tuple[str, ...]
+    makes: frozenset[str]  # names of folders: its own, and stores that it fills
+    needs: frozenset[str]  # those that its flags name
+
+
+def tasks(folder: Path, places: dict[str, str]) -> list[Task]:
+    """Return the runs of all rows, in order; one may need folders that those before it make."""
+    found = []
+    for row, seed in runs():
+        named = [name for _, name, _, _ in string.Formatter().parse(row.flags) if name and name not in places]
+        of_seed = {name: f"{name}-{seed}" if name.startswith("store-") else name for name in named}
+        flags = row.flags.format_map(places | {name: str(folder / place) for name, place in of_seed.items()})
+        own = output(folder, row.name, seed)
+        command = (sys.executable, f"recipes/{row.recipe}.py", *shlex.split(flags), "--seed", str(seed))
+        found.append(
+            Task(
+                folder=own,
+                command=(*command, "--data", str(folder / row.data), "--output", str(own)),
+                makes=frozenset({own.name, *(place for place in of_seed.values() if place.startswith("store-"))}),
+                needs=frozenset(of_seed.values()),
+            )
+        )
+    return found
+
+
 def run_all(folder: Path, jobs: int, places: dict[str, str]) -> None:
-    """Run all rows, `jobs` beside each other; a row waits for those that its flags name."""
-    done: dict[str, Future[None]] = {}  # by the name of a folder that a run makes: its own, and stores
+    """Run all rows, `jobs` beside each other, each as soon as what it needs is made."""
     cores = sorted(os.sched_getaffinity(0))
     numbers = count()
 
     def on_own_cores() -> None:
         os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
 
-    pool = ThreadPoolExecutor(jobs, initializer=on_own_cores)
-    try:
-        for row, seed in runs():
-            named = [name for _, name, _, _ in string.Formatter().parse(row.flags) if name and name not in places]
-            made = {name: f"{name}-{seed}" if name.startswith("store-") else name for name in named}
-            flags = row.flags.format_map(places | {name: str(folder / made[name]) for name in named})
-            before = [done[made[name]] for name in named if made[name] in done]
-            command = [sys.executable, f"recipes/{row.recipe}.py", *shlex.split(flags), "--seed", str(seed)]
-            command += ["--data", str(folder / row.data), "--output", str(output(folder, row.name, seed))]
-            run = pool.submit(call, command, output(folder, row.name, seed), before)
-            done |= {made[name]: run for name in named} | {output(folder, row.name, seed).name: run}
-        for run in done.values():
-            run.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    unfinished = [task for task in tasks(folder, places) if not (task.folder / "summary.json").exists()]
+    running: dict[Future[None], Task] = {}
+    with ThreadPoolExecutor(jobs, initializer=on_own_cores) as pool:
+        while unfinished:
+            unmade: set[str] = set()
+            for task in unfinished:
+                if len(running) < jobs and task not in running.values() and not task.needs & unmade:
+                    running[pool.submit(call, task)] = task
+                unmade |= task.makes
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for run in done:
+                unfinished.remove(running.pop(run))
+                run.result()
 
 
-PRINTING: Final = threading.Lock()
-
-
-def call(command: list[str], folder: Path, before: Sequence[Future[None]]) -> None:
-    """Carry out a run in `folder`, unless it is finished, when those before it are."""
-    for run in before:
-        run.result()
-    if (folder / "summary.json").exists():
-        return
-    with PRINTING:
-        print("+", shlex.join(command), flush=True)
-    with folder.with_suffix(".log").open("a") as log:
-        subprocess.run(command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
+def call(task: Task) -> None:
+    """Carry out a run, and keep what it says."""
+    print(f"+ {shlex.join(task.command)}\n", end="", flush=True)
+    with task.folder.with_suffix(".log").open("a") as log:
+        subprocess.run(task.command, cwd=ROOT, check=True, stdout=log, stderr=subprocess.STDOUT)
 
 
 def output(folder: Path, name: str, seed: int) -> Path:
