@@ -30,11 +30,15 @@ class Build:
     holdout: float = 0.0  # share of the images to set aside as `val`, for a source with one split
     classes: tuple[str, ...] = ()  # only these, in this order; all, if none is named
     processes: int = os.cpu_count() or 1
+    parts: int = 1  # jobs beside each other, on one file system
+    part: int = 0  # the one that this is, from 0
 
     def __call__(self) -> int:
         """Build, and say what came out."""
         if self.samples_per_shard < 1 or self.processes < 1 or not 0 <= self.holdout < 1:
             raise BadRequest(["--samples-per-shard and --processes start at 1, --holdout lies in [0, 1)."])
+        if not 0 <= self.part < self.parts:
+            raise BadRequest([f"--part {self.part}: of --parts {self.parts} there are 0 to {self.parts - 1}."])
         try:
             dataset = build(
                 self.source,
@@ -43,10 +47,15 @@ class Build:
                 holdout=self.holdout,
                 processes=self.processes,
                 classes=self.classes,
+                part=self.part,
+                parts=self.parts,
             )
         except SourceError as error:
             raise BadRequest([str(error)]) from error
-        show(dataset)
+        if dataset:
+            show(dataset)
+        else:
+            print(f"{self.out}: part {self.part} of {self.parts} is done; the last one to end writes dataset.json.")
         return 0
 
 

@@ -8,6 +8,7 @@ process holds of them is *local*. The configuration that `accelerate launch` was
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -142,6 +143,9 @@ class Zero(Replicated):
     def __init__(self, net: nn.Module, recipe: Recipe, accelerator: Accelerator, step: int) -> None:
         if accelerator.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+        # at each step, of calls inside DeepSpeed 0.19
+        warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
         import deepspeed  # takes seconds, and only this engine needs it
 
         self.net = net
