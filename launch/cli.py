@@ -220,6 +220,57 @@ class Ladder:
         return climb(parse(load_recipe(self.recipe), arguments), self.rungs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
+
+    Takes the recipe's own fields too: --data, --output, --epochs, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    nodes: int = 1
+    gpus_per_node: int = 8  # 0: none
+    processes_per_node: int = 0  # 0: as many as GPUs, one at least
+    time: str = "24:00:00"  # then the run saves, and the job queues itself again
+    partition: str = ""  # empty: the cluster's default
+    config: str = "ddp_multinode"  # of launch/configs
+    submit: tyro.conf.FlagCreatePairsOff[bool] = False  # instead of printing
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Check the request as the job would, then print or submit the script."""
+        from launch.recipes import recipe_file
+        from launch.slurm import Resources, job_script, sbatch
+        from pipeline.config import problems
+        from pipeline.request import check, parse
+
+        path, recipe = recipe_file(self.recipe)
+        request = parse(recipe, arguments)
+        found, dataset = check(request)
+        processes = self.processes_per_node or max(1, self.gpus_per_node)
+        configs = sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
+        if self.config not in configs:
+            found.append(f"--config {self.config}: not one of {', '.join(configs)}.")
+        found += [p for p in problems(request.recipe, dataset, self.nodes * processes) if p not in found]
+        if found:
+            raise BadRequest(found)
+        resources = Resources(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            processes_per_node=processes,
+            time=self.time,
+            partition=self.partition,
+            config=self.config,
+        )
+        script = job_script(path.resolve(), arguments, resources)
+        if self.submit:
+            print(sbatch(script))
+        else:
+            print(script, end="")
+            print(sbatch(script, "--test-only"), file=sys.stderr)
+        return 0
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -245,6 +296,7 @@ Verb = (
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
+    | Annotated[Slurm, tyro.conf.subcommand("slurm")]
 )
 
 
@@ -272,7 +324,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach | Ladder):  # a recipe's own fields come after theirs
+        if isinstance(verb, Teach | Ladder | Slurm):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

@@ -6,12 +6,10 @@ process holds of them is *local*. The configuration that `accelerate launch` was
 (`pipeline/hosting.py`); it changes no view and no number, but for the order in which floats are summed.
 """
 
-import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
@@ -24,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import EngineName, Recipe
 from pipeline.finetune import rate_scales
+from pipeline.hosting import deepspeed_settings
 from pipeline.models import Student
 from pipeline.optimizer import build_optimizer, set_rates, update
 
@@ -154,7 +153,7 @@ class Zero(Replicated):
         student = Student(net)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
         optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), step)
-        settings = json.loads(Path(os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]).read_text())
+        settings = deepspeed_settings()
         self._stage: int = settings["zero_optimization"]["stage"]
         settings |= {"gradient_clipping": recipe.optim.clip, "train_micro_batch_size_per_gpu": recipe.rank_batch}
         self.optimizer: Any

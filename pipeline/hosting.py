@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import psutil
 import torch
@@ -17,6 +17,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from pipeline.config import EngineName
 from shards.errors import BadRequest, TrainingError
 
+REPOSITORY: Final = Path(__file__).parents[1]
 ENGINE_VARIABLES: Final = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")  # how `accelerate launch` names one
 
 
@@ -41,18 +42,29 @@ def engine_of_launch() -> EngineName:
         return "fsdp2"
     if not deepspeed:
         return "ddp"
-    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "")
+    names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
+    return names[deepspeed_settings()["zero_optimization"]["stage"]]
+
+
+def deepspeed_settings() -> dict[str, Any]:
+    """Return DeepSpeed's settings, of the JSON file that the launcher's configuration names.
+
+    Its path is relative to where the launcher was started, or else to this repository. Raises BadRequest where it
+    asks for no stage of ZeRO.
+    """
+    path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
     try:
-        stage = json.loads(Path(path).read_text())["zero_optimization"]["stage"]
-        names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
-        return names[stage]
+        settings: dict[str, Any] = json.loads((path if path.exists() else REPOSITORY / path).read_text())
+        if settings["zero_optimization"]["stage"] not in (1, 2, 3):
+            raise ValueError("it has another stage")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadRequest(
             [
-                f"deepspeed_config_file {path!r}: not a JSON file with zero_optimization.stage 1, 2 or 3 ({error!r}). "
+                f"deepspeed_config_file {path}: not a JSON file with zero_optimization.stage 1, 2 or 3 ({error!r}). "
                 f"Take one of launch/configs/deepspeed_zero*.yaml."
             ]
         ) from error
+    return settings
 
 
 @contextmanager

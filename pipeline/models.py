@@ -14,7 +14,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.layers import DropPath
-from timm.models import VisionTransformer, VisionTransformerDistilled, load_state_dict
+from timm.models import VGG, VisionTransformer, VisionTransformerDistilled, load_state_dict
+from timm.models.vgg import _filter_fn as vgg_names
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -101,9 +102,7 @@ def load_weights(net: nn.Module, path: str, flag: str, new_heads: tuple[str, ...
     if not Path(path).is_file():
         raise BadRequest([f"{flag} {path}: no such file."])
     try:
-        tensors = load_state_dict(path, use_ema=False)
-        if isinstance(net, VisionTransformer):
-            tensors = checkpoint_filter_fn(tensors, net)
+        tensors = as_timm_names_them(load_state_dict(path, use_ema=False), net)
     except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise BadRequest([f"{flag} {path}: not a file of weights alone ({reason})"]) from error
@@ -140,6 +139,15 @@ def fuse(logits: Tensor, fusion: Literal["paper", "code"]) -> Tensor:
     if len(logits) == 1 or fusion == "code":
         return logits.mean(0)
     return logits.log_softmax(2).logsumexp(0)
+
+
+def as_timm_names_them(tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Return weights made elsewhere by the names of the timm model that takes them, by timm's own rules."""
+    if isinstance(net, VisionTransformer):
+        return checkpoint_filter_fn(tensors, net)
+    if isinstance(net, VGG):
+        return vgg_names(tensors)
+    return tensors  # a ResNet's names are torchvision's
 
 
 class KeyedDropPath(nn.Module):

@@ -118,5 +118,5 @@ def test_a_launcher_configuration_that_is_none_of_ours_is_named(
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(tmp_path / "gone.json"))
-    with pytest.raises(BadRequest, match=r"gone.json': not a JSON file with zero_optimization.stage"):
+    with pytest.raises(BadRequest, match=r"gone.json: not a JSON file with zero_optimization.stage"):
         engine_of_launch()
