@@ -40,7 +40,10 @@ class Replicated:
         self.optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), step)
 
     def _share(self, student: Student) -> nn.Module:
-        shared: nn.Module = self.accelerator.prepare_model(student)
+        with warnings.catch_warnings():
+            # accelerate 1.15 hands it to torch by its old name
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            shared: nn.Module = self.accelerator.prepare_model(student)
         return shared
 
     def exchange(self, last: bool) -> AbstractContextManager[None]:
