@@ -3,14 +3,15 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config import EngineName
 from shards.build import build
 from shards.dataset import Dataset, index_dataset, read_dataset, verify_split
 from shards.errors import BadRequest, SourceError, VitrailError
@@ -122,8 +123,6 @@ class ShowOrder:
 
     def __call__(self) -> int:
         """Print one line a view, or one JSON list."""
-        from dataclasses import replace
-
         from launch.recipes import load_recipe
         from pipeline.batch import order_of
 
@@ -221,6 +220,55 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MakePlan:
+    """Work out a run on a cluster: hosting, steps, bytes, memory, hours, cost.
+
+    Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    nodes: int = 1
+    gpus_per_node: int = 8
+    engine: EngineName = "ddp"
+    images_per_second: float = 0.0  # of one GPU, as --dry-run measures it; 0: not known
+    link: float = 12.5  # GB/s that a node sends to another
+    price: float = 0.0  # of a GPU-hour, in any currency
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the activations
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table, or JSON for scripts."""
+        from launch.plan import Cluster, make_plan, show
+        from launch.recipes import load_recipe
+        from pipeline.config import problems
+        from pipeline.request import check, parse
+
+        request = parse(load_recipe(self.recipe), arguments)
+        found, dataset = check(replace(request, dry_run=True))
+        cluster = Cluster(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            engine=self.engine,
+            images_per_second=self.images_per_second,
+            link=self.link,
+            price=self.price,
+            bf16=self.precision == "bf16",
+        )
+        if min(self.nodes, self.gpus_per_node, self.link) <= 0:
+            raise BadRequest(["--nodes, --gpus-per-node and --link must be more than 0."])
+        found += [p for p in problems(request.recipe, dataset, cluster.processes, self.engine) if p not in found]
+        if found:
+            raise BadRequest(found)
+        plan = make_plan(request.recipe, dataset, cluster)
+        if self.json:
+            print(json.dumps(asdict(plan)))
+        else:
+            show(request.recipe, cluster, plan)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slurm:
     """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
 
@@ -296,6 +344,7 @@ Verb = (
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
+    | Annotated[MakePlan, tyro.conf.subcommand("plan")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm")]
 )
 
@@ -324,7 +373,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach | Ladder | Slurm):  # a recipe's own fields come after theirs
+        if isinstance(verb, Teach | Ladder | MakePlan | Slurm):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

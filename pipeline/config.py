@@ -325,7 +325,7 @@ def _of_hosting(recipe: Recipe, processes: int) -> Iterator[str]:
 
 def _of_engine(recipe: Recipe, processes: int, engine: EngineName) -> Iterator[str]:
     """Complain of what engines that spread a run's state over processes cannot do."""
-    if recipe.virtual_ranks % processes:
+    if recipe.virtual_ranks >= processes and recipe.virtual_ranks % processes:
         fitting = ", ".join(str(k) for k in range(1, recipe.virtual_ranks + 1) if recipe.virtual_ranks % k == 0)
         yield (
             f"{processes} processes cannot host --virtual-ranks {recipe.virtual_ranks} under {engine}, where all pass "

@@ -100,7 +100,7 @@ def assert_equal(job: Job, unbroken: Path) -> None:
 def test_a_job_that_reaches_its_time_limit_saves_queues_itself_and_ends_with_the_same_weights(
     submit: Submit, unbroken: Path
 ) -> None:
-    job = submit("--time=1", "--signal=B:USR1@30", pause=2.5)  # SLURM looks every 30 seconds
+    job = submit("--time=2", "--signal=B:USR1@60", pause=3)  # SLURM looks every 30 seconds
     job.end()
     assert "Stopped on request; a checkpoint is saved" in job.said
     assert f"stopped on request; queueing job {job.number} again" in job.said
