@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -69,6 +69,15 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
     for old in checkpoints(root)[keep:]:
         shutil.rmtree(old)
     return final
+
+
+def on_host(tensors: Iterable[tuple[str, str, Tensor]], groups: Iterable[str], *, keep: bool) -> dict[str, Tensors]:
+    """Return copies of (group, name, tensor) in the host's memory, by group and name; only read past if not `keep`."""
+    copies: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    for group, name, tensor in tensors:
+        if keep:
+            copies[group][name] = tensor.detach().to("cpu", copy=True)
+    return {**copies}
 
 
 class Writer:

@@ -6,6 +6,7 @@ process holds of them is *local*. The configuration that `accelerate launch` was
 (`pipeline/hosting.py`); it changes no view and no number, but for the order in which floats are summed.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -145,10 +146,11 @@ class Zero(Replicated):
     def __init__(self, net: nn.Module, recipe: Recipe, accelerator: Accelerator, step: int) -> None:
         if accelerator.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
         # at each step, of calls inside DeepSpeed 0.19
         warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
         import deepspeed  # takes seconds, and only this engine needs it
+
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 
         self.net = net
         self.accelerator = accelerator

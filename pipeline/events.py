@@ -223,10 +223,8 @@ class Events:
         """
         if self.run.answers:
             self.run.answers.flush()
-        tensors: dict[str, dict[str, Tensor]] = {group: {} for group in self.run.groups}
-        for group, name, tensor in self.run.state():
-            if self.log.main:
-                tensors[group][name] = tensor.detach().to("cpu", copy=True)
+        self._writer.wait()  # so that there is one copy at a time
+        tensors = checkpoint.on_host(self.run.state(), self.run.groups, keep=self.log.main)
         if self.log.main:
             state = {**self._state, "wall_seconds": self.wall_seconds}
             self._writer.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
