@@ -220,6 +220,28 @@ class Ladder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, shards.
+
+    Takes the recipe's own fields too: --data, --output, --data.workers, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table; return 1 if something is bad."""
+        from launch.doctor import examine, show
+        from launch.recipes import load_recipe
+        from pipeline.request import parse
+
+        request = parse(load_recipe(self.recipe), arguments)
+        findings = examine(request.recipe, request.data, request.folder)
+        show(findings)
+        return 1 if any(finding.well is False for finding in findings) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class MakePlan:
     """Work out a run on a cluster: hosting, steps, bytes, memory, hours, cost.
 
@@ -344,6 +366,7 @@ Verb = (
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
     | Annotated[MakePlan, tyro.conf.subcommand("plan")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm")]
 )
@@ -373,7 +396,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach | Ladder | MakePlan | Slurm):  # a recipe's own fields come after theirs
+        if isinstance(verb, Teach | Ladder | Doctor | MakePlan | Slurm):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

@@ -129,6 +129,21 @@ def run_launched(config: str, script: Path, *arguments: Any, processes: int) -> 
     return done.stdout
 
 
+def vitrail(*arguments: Any, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `vitrail` as a user does and check its exit code."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)],
+        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},  # the tests' own recipe is not installed
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the lines of a kind of metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
