@@ -123,7 +123,7 @@ def test_a_rank_that_is_killed_is_started_again_with_the_others(submit: Submit, 
 def test_a_node_whose_daemon_is_killed_gives_its_job_back_to_the_queue(
     slurm: Slurm, submit: Submit, unbroken: Path
 ) -> None:
-    job = submit()
+    job = submit(pause=3)  # the controller takes ten seconds and more to miss it
     job.reach(5)
     slurm.kill_node("n1")
     slurm.wait_for(job.number, "PENDING")
