@@ -129,11 +129,14 @@ def run_launched(config: str, script: Path, *arguments: Any, processes: int) -> 
     return done.stdout
 
 
-def vitrail(*arguments: Any, code: int = 0, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def vitrail(
+    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `vitrail` as a user does and check its exit code."""
     done = subprocess.run(
         [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)],
         env={**(env or os.environ), "PYTHONPATH": str(ROOT)},  # the tests' own recipe is not installed
+        cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,

@@ -20,7 +20,7 @@ def test_a_script_is_filled_in_checked_and_submitted(
     assert "#SBATCH --nodes=2\n" in printed.stdout
     assert f"set -- {script} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2\n" in printed.stdout
     assert "sbatch: Job" in printed.stderr
-    submitted = vitrail("slurm", *job, *recipe, "--submit", env=slurm.environment)
+    submitted = vitrail("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
     number = submitted.stdout.split()[-1]
     assert slurm.state(number) in ("PENDING", "RUNNING"), submitted.stderr
     slurm.run("scancel", number)
