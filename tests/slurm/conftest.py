@@ -72,7 +72,9 @@ class Slurm:
 
     def kill_node(self, node: str) -> None:
         """Kill the daemon of a node."""
-        self._processes.pop(node).kill()
+        daemon = self._processes.pop(node)
+        daemon.kill()
+        daemon.wait()
 
     def _start(self, name: str, *command: str) -> None:
         program = shutil.which(command[0]) or f"/usr/sbin/{command[0]}"
