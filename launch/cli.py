@@ -3,14 +3,15 @@
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config import EngineName
 from shards.build import build
 from shards.dataset import Dataset, index_dataset, read_dataset, verify_split
 from shards.errors import BadRequest, SourceError, VitrailError
@@ -30,11 +31,15 @@ class Build:
     holdout: float = 0.0  # share of the images to set aside as `val`, for a source with one split
     classes: tuple[str, ...] = ()  # only these, in this order; all, if none is named
     processes: int = os.cpu_count() or 1
+    parts: int = 1  # jobs beside each other, on one file system
+    part: int = 0  # the one that this is, from 0
 
     def __call__(self) -> int:
         """Build, and say what came out."""
         if self.samples_per_shard < 1 or self.processes < 1 or not 0 <= self.holdout < 1:
             raise BadRequest(["--samples-per-shard and --processes start at 1, --holdout lies in [0, 1)."])
+        if not 0 <= self.part < self.parts:
+            raise BadRequest([f"--part {self.part}: of --parts {self.parts} there are 0 to {self.parts - 1}."])
         try:
             dataset = build(
                 self.source,
@@ -43,10 +48,15 @@ class Build:
                 holdout=self.holdout,
                 processes=self.processes,
                 classes=self.classes,
+                part=self.part,
+                parts=self.parts,
             )
         except SourceError as error:
             raise BadRequest([str(error)]) from error
-        show(dataset)
+        if dataset:
+            show(dataset)
+        else:
+            print(f"{self.out}: part {self.part} of {self.parts} is done; the last one to end writes dataset.json.")
         return 0
 
 
@@ -113,8 +123,6 @@ class ShowOrder:
 
     def __call__(self) -> int:
         """Print one line a view, or one JSON list."""
-        from dataclasses import replace
-
         from launch.recipes import load_recipe
         from pipeline.batch import order_of
 
@@ -211,6 +219,128 @@ class Ladder:
         return climb(parse(load_recipe(self.recipe), arguments), self.rungs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, shards.
+
+    Takes the recipe's own fields too: --data, --output, --data.workers, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table; return 1 if something is bad."""
+        from launch.doctor import examine, show
+        from launch.recipes import load_recipe
+        from pipeline.request import parse
+
+        request = parse(load_recipe(self.recipe), arguments)
+        findings = examine(request.recipe, request.data, request.folder)
+        show(findings)
+        return 1 if any(finding.well is False for finding in findings) else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakePlan:
+    """Work out a run on a cluster: hosting, steps, bytes, memory, hours, cost.
+
+    Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    nodes: int = 1
+    gpus_per_node: int = 8
+    engine: EngineName = "ddp"
+    images_per_second: float = 0.0  # of one GPU, as --dry-run measures it; 0: not known
+    link: float = 12.5  # GB/s that a node sends to another
+    price: float = 0.0  # of a GPU-hour, in any currency
+    precision: Literal["bf16", "fp32"] = "bf16"  # of the activations
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table, or JSON for scripts."""
+        from launch.plan import Cluster, make_plan, show
+        from launch.recipes import load_recipe
+        from pipeline.config import problems
+        from pipeline.request import check, parse
+
+        request = parse(load_recipe(self.recipe), arguments)
+        found, dataset = check(replace(request, dry_run=True))
+        cluster = Cluster(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            engine=self.engine,
+            images_per_second=self.images_per_second,
+            link=self.link,
+            price=self.price,
+            bf16=self.precision == "bf16",
+        )
+        if min(self.nodes, self.gpus_per_node, self.link) <= 0:
+            raise BadRequest(["--nodes, --gpus-per-node and --link must be more than 0."])
+        found += [p for p in problems(request.recipe, dataset, cluster.processes, self.engine) if p not in found]
+        if found:
+            raise BadRequest(found)
+        plan = make_plan(request.recipe, dataset, cluster)
+        if self.json:
+            print(json.dumps(asdict(plan)))
+        else:
+            show(request.recipe, cluster, plan)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
+
+    Takes the recipe's own fields too: --data, --output, --epochs, ...
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    nodes: int = 1
+    gpus_per_node: int = 8  # 0: none
+    processes_per_node: int = 0  # 0: as many as GPUs, one at least
+    time: str = "24:00:00"  # then the run saves, and the job queues itself again
+    partition: str = ""  # empty: the cluster's default
+    config: str = "ddp_multinode"  # of launch/configs
+    submit: tyro.conf.FlagCreatePairsOff[bool] = False  # instead of printing
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Check the request as the job would, then print or submit the script."""
+        from launch.recipes import recipe_file
+        from launch.slurm import Resources, job_script, sbatch
+        from pipeline.config import problems
+        from pipeline.request import check, parse
+
+        path, recipe = recipe_file(self.recipe)
+        request = parse(recipe, arguments)
+        found, dataset = check(request)
+        processes = self.processes_per_node or max(1, self.gpus_per_node)
+        configs = sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
+        if self.config not in configs:
+            found.append(f"--config {self.config}: not one of {', '.join(configs)}.")
+        found += [p for p in problems(request.recipe, dataset, self.nodes * processes) if p not in found]
+        if found:
+            raise BadRequest(found)
+        resources = Resources(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            processes_per_node=processes,
+            time=self.time,
+            partition=self.partition,
+            config=self.config,
+        )
+        script = job_script(path.resolve(), arguments, resources)
+        if self.submit:
+            print(sbatch(script))
+        else:
+            print(script, end="")
+            print(sbatch(script, "--test-only"), file=sys.stderr)
+        return 0
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -236,6 +366,9 @@ Verb = (
     | Annotated[Preview, tyro.conf.subcommand("preview")]
     | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[MakePlan, tyro.conf.subcommand("plan")]
+    | Annotated[Slurm, tyro.conf.subcommand("slurm")]
 )
 
 
@@ -263,7 +396,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach | Ladder):  # a recipe's own fields come after theirs
+        if isinstance(verb, Teach | Ladder | Doctor | MakePlan | Slurm):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

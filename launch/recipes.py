@@ -12,6 +12,11 @@ from shards.errors import BadRequest
 
 def load_recipe(name: str) -> Recipe:
     """Return the RECIPE of `recipes/NAME.py`, or of a file of the user's.  Raises BadRequest if there is none."""
+    return recipe_file(name)[1]
+
+
+def recipe_file(name: str) -> tuple[Path, Recipe]:
+    """Return the file of a recipe, and the recipe.  Raises BadRequest if there is none."""
     known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
     path = Path(recipes.__path__[0]) / f"{name}.py" if name in known else Path(name)
     if not path.is_file():
@@ -25,4 +30,4 @@ def load_recipe(name: str) -> Recipe:
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
         raise BadRequest([f"{path}: defines no RECIPE."])
-    return recipe
+    return path, recipe

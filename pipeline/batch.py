@@ -190,6 +190,9 @@ class Places(Sampler[tuple[int, int]]):
         return ((step, rank) for step in range(self.first, self.last) for rank in self.hosted)
 
 
+LOOK_AHEAD: Final = 4  # batches that a loader worker prepares before they are asked for
+
+
 def load(batches: Dataset[Any], places: Any, *, workers: int, pin_memory: bool) -> DataLoader[Any]:
     """Return the loader of prepared batches: uint8 through shared memory, bounded look-ahead.
 
@@ -202,7 +205,7 @@ def load(batches: Dataset[Any], places: Any, *, workers: int, pin_memory: bool) 
         sampler=places,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=LOOK_AHEAD if workers else None,
         worker_init_fn=leave_signals_to_the_parent,
     )
 

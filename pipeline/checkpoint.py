@@ -9,14 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.errors import CheckpointError
 from shards.files import atomic_write, sync_folder, write_json
@@ -70,6 +71,34 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
     return final
 
 
+def on_host(tensors: Iterable[tuple[str, str, Tensor]], groups: Iterable[str], *, keep: bool) -> dict[str, Tensors]:
+    """Return copies of (group, name, tensor) in the host's memory, by group and name; only read past if not `keep`."""
+    copies: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
+    for group, name, tensor in tensors:
+        if keep:
+            copies[group][name] = tensor.detach().to("cpu", copy=True)
+    return {**copies}
+
+
+class Writer:
+    """Writes checkpoints beside the training, one at a time; what it is given must not change afterwards."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
+
+    def save(self, root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> None:
+        """Begin to `save`, when the one before is written.  Raises CheckpointError for that one."""
+        self.wait()
+        self._writing = self._thread.submit(save, root, step, state, tensors, keep)
+
+    def wait(self) -> None:
+        """Return when all is written.  Raises CheckpointError where it could not be."""
+        if self._writing:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first."""
     return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
@@ -107,26 +136,6 @@ def load_newest(root: Path, say: Callable[[str], None]) -> Snapshot | None:
     if found:
         raise CheckpointError(f"{root}: none of the {len(found)} checkpoints is whole. To start anew, remove {root}.")
     return None
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, net: nn.Module) -> dict[str, Tensor]:
-    """Return the optimizer's state as {slot/parameter name: tensor}, whatever the optimizer."""
-    names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
-    return {
-        f"{slot}/{names[parameter]}": value
-        for parameter, slots in optimizer.state.items()
-        for slot, value in slots.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, net: nn.Module, tensors: Tensors) -> None:
-    """Give the optimizer the state that `optimizer_tensors` returned."""
-    parameters = dict(net.named_parameters())
-    for key, value in tensors.items():
-        slot, _, name = key.partition("/")
-        parameter = parameters[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device)
 
 
 def weights_sha256(tensors: Tensors) -> str:

@@ -203,6 +203,8 @@ class Recipe:
         return self.optim.lr * (self.batch / self.optim.lr_batch if self.optim.lr_batch else 1)
 
 
+EngineName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]  # `pipeline/engine.py`
+
 A_RUN: Final = "local-dir:"  # before the folder of a run, in the place of a model's name
 
 # Fields that say how a run is hosted or watched; all others make it the run that it is.
@@ -233,11 +235,12 @@ def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def problems(recipe: Recipe, dataset: Dataset | None, processes: int) -> list[str]:
+def problems(recipe: Recipe, dataset: Dataset | None, processes: int, engine: EngineName = "ddp") -> list[str]:
     """Return everything that is wrong with a request, one sentence each; an empty list if nothing is."""
     return [
         *_of_recipe(recipe),
         *_of_hosting(recipe, processes),
+        *(_of_engine(recipe, processes, engine) if engine != "ddp" else ()),
         *(_of_data(recipe, dataset) if dataset else ()),
     ]
 
@@ -318,6 +321,20 @@ def _of_hosting(recipe: Recipe, processes: int) -> Iterator[str]:
             f"{processes} processes cannot host --virtual-ranks {recipe.virtual_ranks}: each needs one at least. "
             f"Start at most {recipe.virtual_ranks} processes."
         )
+
+
+def _of_engine(recipe: Recipe, processes: int, engine: EngineName) -> Iterator[str]:
+    """Complain of what engines that spread a run's state over processes cannot do."""
+    if recipe.virtual_ranks >= processes and recipe.virtual_ranks % processes:
+        fitting = ", ".join(str(k) for k in range(1, recipe.virtual_ranks + 1) if recipe.virtual_ranks % k == 0)
+        yield (
+            f"{processes} processes cannot host --virtual-ranks {recipe.virtual_ranks} under {engine}, where all pass "
+            f"through the model equally often. Start {fitting}, or take DDP, which hosts unequal shares."
+        )
+    if recipe.optim.name == "lamb":
+        yield f"--optim.name lamb needs each parameter in one piece, which {engine} takes apart. Take DDP for it."
+    if recipe.finetune.strategy == "gradual" and engine != "fsdp2":
+        yield f"--finetune.strategy gradual: {engine} counts the steps of all parameters as one. Take DDP or FSDP2."
 
 
 def _of_data(recipe: Recipe, dataset: Dataset) -> Iterator[str]:

@@ -41,7 +41,7 @@ def evaluation_loader(recipe: Recipe, index: Index, accelerator: Accelerator, wo
 def evaluate(
     nets: Mapping[str, nn.Module], loader: DataLoader[Any], accelerator: Accelerator
 ) -> tuple[dict[str, Score], list[Bad]]:
-    """Return the score of each net, all on one reading of the split, and this process's unusable samples.
+    """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
     digit on any number of processes of the same kind.
@@ -51,7 +51,6 @@ def evaluate(
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
     sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
-    modes = {module: module.training for net in nets.values() for module in net.modules()}
     bad = []
     for batch in loader:
         bad += batch.bad
@@ -60,7 +59,6 @@ def evaluate(
         images = normalize(batch.images, recipe.model, accelerator.device)
         labels = torch.from_numpy(batch.labels).to(accelerator.device, non_blocking=True)
         for number, net in enumerate(nets.values()):
-            net.eval()
             with accelerator.autocast():
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
@@ -69,8 +67,6 @@ def evaluate(
             count = torch.tensor(len(labels), device=accelerator.device)
             right = (by_head.argmax(2) == labels).sum(1)[:two]
             sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right]).double()
-    for module, mode in modes.items():  # one by one: of a model in training, frozen parts are not
-        module.training = mode
     totals = accelerator.reduce(sums, "sum").sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):

@@ -58,6 +58,7 @@ class Events:
         self._asked_to_stop = False  # by a signal, to this process
         self._save_asked = False
         self._known_bad = 0
+        self._writer = checkpoint.Writer()
         self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
         self._report: Report | None = None
         self._started = time.monotonic() - seconds
@@ -110,7 +111,7 @@ class Events:
         if eval_due and self.evaluation:
             self.evaluate(done)
         if save_due or self.stopping or self._save_asked:
-            self.save(done)
+            self.save(done, wait=end or self.stopping)
         self._mark += time.monotonic() - paused
         if self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
@@ -199,9 +200,8 @@ class Events:
     def evaluate(self, step: int, *, record: bool = True) -> None:
         """Evaluate the weights and their average, and keep the scores."""
         assert self.evaluation
-        nets = {"raw": self.run.net} | ({"ema": self.run.ema.module} if self.run.ema else {})
         index = self.evaluation.split
-        self.scores, bad = evaluate(nets, self.evaluation.loader, self.run.accelerator)
+        self.scores, bad = evaluate(self.run.nets(), self.evaluation.loader, self.run.accelerator)
         self.log.quarantine(bad, index)
         for weights, score in self.scores.items():
             if not record:
@@ -216,14 +216,21 @@ class Events:
                 + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint; one process writes, the others wait for it.  A teacher's answers are stored before."""
+    def save(self, step: int, *, wait: bool) -> None:
+        """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
+
+        Training stops for the copy of the tensors to the host alone. A teacher's answers are stored before.
+        """
         if self.run.answers:
             self.run.answers.flush()
+        self._writer.wait()  # so that there is one copy at a time
+        tensors = checkpoint.on_host(self.run.state(), self.run.groups, keep=self.log.main)
         if self.log.main:
             state = {**self._state, "wall_seconds": self.wall_seconds}
-            checkpoint.save(self._checkpoints, step, state, self.run.tensors(), self.run.recipe.checkpoint.keep)
-        self.run.accelerator.wait_for_everyone()
+            self._writer.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
+        if wait:
+            self._writer.wait()
+            self.run.accelerator.wait_for_everyone()
         self._saved_at, self._save_asked = time.monotonic(), False
 
 

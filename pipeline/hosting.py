@@ -3,14 +3,22 @@
 The only module that knows about processes and devices; nothing it returns changes which numbers a run sees.
 """
 
+import json
 import os
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
-from shards.errors import TrainingError
+from pipeline.config import EngineName
+from shards.errors import BadRequest, TrainingError
+
+REPOSITORY: Final = Path(__file__).parents[1]
+ENGINE_VARIABLES: Final = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")  # how `accelerate launch` names one
 
 
 def hosted(virtual_ranks: int, processes: int, process: int) -> range:
@@ -23,6 +31,53 @@ def hosted(virtual_ranks: int, processes: int, process: int) -> range:
 def processes_of_launch() -> tuple[int, int]:
     """Return (number of processes, number of this one) as the launcher says them, before anything is built."""
     return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+
+
+def engine_of_launch() -> EngineName:
+    """Return the engine that the launcher's configuration names.  Raises BadRequest for one that is none of ours."""
+    deepspeed, fsdp = (os.environ.get(name, "false").lower() == "true" for name in ENGINE_VARIABLES)
+    if fsdp:
+        if os.environ.get("FSDP_VERSION", "1") != "2":
+            raise BadRequest(["the launcher's configuration asks for FSDP 1; take launch/configs/fsdp2.yaml."])
+        return "fsdp2"
+    if not deepspeed:
+        return "ddp"
+    names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
+    return names[deepspeed_settings()["zero_optimization"]["stage"]]
+
+
+def deepspeed_settings() -> dict[str, Any]:
+    """Return DeepSpeed's settings, of the JSON file that the launcher's configuration names.
+
+    Its path is relative to where the launcher was started, or else to this repository. Raises BadRequest where it
+    asks for no stage of ZeRO.
+    """
+    path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
+    try:
+        settings: dict[str, Any] = json.loads((path if path.exists() else REPOSITORY / path).read_text())
+        if settings["zero_optimization"]["stage"] not in (1, 2, 3):
+            raise ValueError("it has another stage")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadRequest(
+            [
+                f"deepspeed_config_file {path}: not a JSON file with zero_optimization.stage 1, 2 or 3 ({error!r}). "
+                f"Take one of launch/configs/deepspeed_zero*.yaml."
+            ]
+        ) from error
+    return settings
+
+
+@contextmanager
+def _engine_hidden() -> Iterator[None]:
+    """Hide the launcher's engine from Accelerate, which would set it up in its own way.
+
+    Its DeepSpeed wants the package transformers, and its FSDP trains each process alone where there is no GPU.
+    """
+    hidden = {name: os.environ.pop(name) for name in ENGINE_VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def resolve_precision(precision: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
@@ -42,7 +97,8 @@ def build_accelerator(precision: Literal["bf16", "fp32"]) -> Accelerator:
     # buffers are equal everywhere already, batch norm's by `pipeline/batch_norm.py`
     exchange = DistributedDataParallelKwargs(broadcast_buffers=False)
     mixed = "bf16" if precision == "bf16" else "no"
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[exchange])
+    with _engine_hidden():
+        accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[exchange])
     started, _ = processes_of_launch()
     if accelerator.num_processes != started:
         raise TrainingError(

@@ -4,6 +4,7 @@ Shapes: B images of a batch, C classes, D stochastic-depth modules, H heads: 2 w
 by a teacher, first the class token's, then the distillation token's; else 1.
 """
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
@@ -13,7 +14,8 @@ import timm
 import torch
 from safetensors import SafetensorError
 from timm.layers import DropPath
-from timm.models import VisionTransformer, VisionTransformerDistilled, load_state_dict
+from timm.models import VGG, VisionTransformer, VisionTransformerDistilled, load_state_dict
+from timm.models.vgg import _filter_fn as vgg_names
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
@@ -100,9 +102,7 @@ def load_weights(net: nn.Module, path: str, flag: str, new_heads: tuple[str, ...
     if not Path(path).is_file():
         raise BadRequest([f"{flag} {path}: no such file."])
     try:
-        tensors = load_state_dict(path, use_ema=False)
-        if isinstance(net, VisionTransformer):
-            tensors = checkpoint_filter_fn(tensors, net)
+        tensors = as_timm_names_them(load_state_dict(path, use_ema=False), net)
     except (OSError, RuntimeError, ValueError, AttributeError, SafetensorError, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise BadRequest([f"{flag} {path}: not a file of weights alone ({reason})"]) from error
@@ -139,6 +139,15 @@ def fuse(logits: Tensor, fusion: Literal["paper", "code"]) -> Tensor:
     if len(logits) == 1 or fusion == "code":
         return logits.mean(0)
     return logits.log_softmax(2).logsumexp(0)
+
+
+def as_timm_names_them(tensors: dict[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
+    """Return weights made elsewhere by the names of the timm model that takes them, by timm's own rules."""
+    if isinstance(net, VisionTransformer):
+        return checkpoint_filter_fn(tensors, net)
+    if isinstance(net, VGG):
+        return vgg_names(tensors)
+    return tensors  # a ResNet's names are torchvision's
 
 
 class KeyedDropPath(nn.Module):
@@ -194,6 +203,12 @@ def on_paper(recipe: Recipe) -> nn.Module:
     """Return the recipe's model without memory for its weights.  Raises BadRequest if it cannot be built."""
     with torch.device("meta"):
         return build_student(replace(recipe, model=replace(recipe.model, pretrained=False)))
+
+
+def without_weights(net: nn.Module) -> nn.Module:
+    """Return a copy of a model in evaluation mode that has no memory for its weights, to be given some."""
+    memo = {id(parameter): nn.Parameter(parameter.to("meta"), requires_grad=False) for parameter in net.parameters()}
+    return copy.deepcopy(net, memo).eval()
 
 
 def parameter_count(net: nn.Module) -> int:

@@ -42,8 +42,13 @@ def update(optimizer: torch.optim.Optimizer, *, lr: float, clip: float) -> Tenso
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip:
         nn.utils.clip_grads_with_norm_(parameters, clip, norm)
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+    set_rates(optimizer, lr)
     optimizer.step()
     optimizer.zero_grad()
     return norm
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group of parameters its share of a rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]

@@ -14,7 +14,7 @@ from pipeline import checkpoint
 from pipeline.batch_norm import BatchNorms
 from pipeline.config import Recipe, flag, flatten, problems
 from pipeline.finetune import rate_scales
-from pipeline.hosting import processes_of_launch
+from pipeline.hosting import engine_of_launch, processes_of_launch
 from pipeline.models import on_paper, parameter_count
 from pipeline.store import differences, fingerprint
 from pipeline.teacher import check_teacher, teacher_weights
@@ -87,7 +87,10 @@ def check(request: Request, *, trains: bool = True) -> tuple[list[str], Dataset 
             found.append(f"--data {error}")
     elif not request.dry_run:
         found.append("--data is missing: name a folder that `vitrail shards build SOURCE DIR` made.")
-    found += problems(request.recipe, dataset, processes)
+    try:
+        found += problems(request.recipe, dataset, processes, engine_of_launch())
+    except BadRequest as error:
+        found += error.problems
     if request.max_steps < 0:
         found.append(f"--max-steps is {request.max_steps}; it must not be negative.")
     found += _of_teacher(request, dataset) if not any("--distill." in problem for problem in found) else []

@@ -20,10 +20,17 @@ from pipeline.checkpoint import Snapshot, weights_sha256
 from pipeline.config import Recipe, identity
 from pipeline.evaluate import evaluation_loader
 from pipeline.events import Evaluation, Events
-from pipeline.finetune import by_part, fold_head_norm
-from pipeline.hosting import build_accelerator, cores_per_process, hosted, loader_workers, resolve_precision
+from pipeline.finetune import fold_head_norm
+from pipeline.hosting import (
+    build_accelerator,
+    cores_per_process,
+    engine_of_launch,
+    hosted,
+    loader_workers,
+    resolve_precision,
+)
 from pipeline.log import Log, rewind
-from pipeline.models import parameter_count, shape
+from pipeline.models import shape
 from pipeline.picture import draw_learnt
 from pipeline.request import Request
 from pipeline.store import Store, fingerprint
@@ -190,16 +197,16 @@ def introduction(request: Request, run: Run, workers: int, *, resumed: bool) -> 
     scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
     distill = recipe.distill
     taught = f"{distill.teacher}, {distill.loss} answers" + (f", stored in {distill.store}" if distill.store else "")
-    trained = ", ".join(f"{part} {some:,} of {total:,}" for part, (some, total) in by_part(run.net).items() if some)
+    trained = ", ".join(f"{part} {some:,} of {total:,}" for part, (some, total) in run.by_part.items() if some)
     shares = ", ".join(str(len(hosted(recipe.virtual_ranks, processes, p))) for p in range(processes))
     return "\n".join(
         [
-            f"{recipe.name}: {recipe.model.name}, {parameter_count(run.net):,} parameters, "
+            f"{recipe.name}: {recipe.model.name}, {sum(total for _, total in run.by_part.values()):,} parameters, "
             f"{recipe.data.classes} classes, {recipe.model.img_size} px",
             f"data      {request.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {processes} "
-            f"process(es) ({shares}), {run.device.type} {resolve_precision(recipe.precision)}, "
+            f"process(es) ({shares}), {engine_of_launch()}, {run.device.type} {resolve_precision(recipe.precision)}, "
             f"{micro_steps} micro-steps of {size}, {workers} loader worker(s) and {cores_per_process()} core(s) each",
             f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *([f"teacher   {taught}"] if distill.teacher else []),
@@ -214,13 +221,13 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
     recipe = run.recipe
     if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
         events.evaluate(run.last_step, record=False)
+    nets = run.nets()
     if not events.log.main:
         return
-    weights = run.net.state_dict()
-    groups = {"model": weights} | ({"model_ema": run.ema.module.state_dict()} if run.ema else {})
-    for name, group in groups.items():
-        with atomic_write(folder / f"{name}.safetensors") as file:
-            save_file({key: value.contiguous() for key, value in fold_head_norm(run.net, group).items()}, file.name)
+    for name, net in nets.items():
+        weights = fold_head_norm(net, net.state_dict())
+        with atomic_write(folder / {"raw": "model.safetensors", "ema": "model_ema.safetensors"}[name]) as file:
+            save_file({name: value.contiguous() for name, value in weights.items()}, file.name)
     write_json(folder / "config.json", timm_config(run, recipe))
     scores = events.scores
     summary = {
@@ -231,15 +238,14 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
         "images_per_second": events.images_per_second,
         "wall_seconds": events.wall_seconds,
         "views_seen": run.last_step * recipe.batch,
-        "parameters": parameter_count(run.net),
-        "trained_parameters": sum(some for some, _ in by_part(run.net).values()),
-        "weights_sha256": weights_sha256(weights),
+        "parameters": sum(total for _, total in run.by_part.values()),
+        "trained_parameters": sum(trained for trained, _ in run.by_part.values()),
+        "weights_sha256": weights_sha256(nets["raw"].state_dict()),
     }
     shown = ""
     if events.evaluation:
         batches = EvaluationBatches(recipe, events.evaluation.split)
-        net = run.ema.module if run.ema else run.net
-        shown = f"\npicture   {draw_learnt(folder, net, batches, classes, run.device)}"
+        shown = f"\npicture   {draw_learnt(folder, nets.get('ema', nets['raw']), batches, classes, run.device)}"
     write_json(folder / "summary.json", summary)
     curves = f"curves    tensorboard --logdir {folder / 'tensorboard'}"
     events.log.say(f"done      {folder / 'summary.json'}{shown}\n{curves}")

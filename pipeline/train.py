@@ -1,26 +1,26 @@
 """The training loop, and the run that it works on."""
 
+import copy
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from pipeline.average import Average
 from pipeline.batch import Bad, Batch, Places, TrainingBatches, as_seen, load
 from pipeline.batch_norm import BatchNorms
-from pipeline.checkpoint import Snapshot, optimizer_tensors, restore_optimizer
+from pipeline.checkpoint import Snapshot
 from pipeline.config import Recipe
-from pipeline.finetune import rate_scales
-from pipeline.hosting import hosted
+from pipeline.engine import ENGINES, Replicated
+from pipeline.finetune import by_part
+from pipeline.hosting import engine_of_launch, hosted
 from pipeline.mix import mix_labels
-from pipeline.models import Student, build_student
+from pipeline.models import build_student, without_weights
 from pipeline.objective import agreement, objective
-from pipeline.optimizer import build_optimizer, update
 from pipeline.order import Order
 from pipeline.schedule import cosine
 from pipeline.teacher import Answers
@@ -58,21 +58,22 @@ def train(run: "Run", events: Events) -> bool:
 
     The gradient of a step is the mean over all images of all virtual ranks.
     """
-    run.student.train()
+    engine = run.engine
+    engine.student.train()
     for step in range(run.first_step, run.last_step):
         losses = torch.zeros(run.recipe.virtual_ranks, device=run.device)
         agreed = torch.zeros((), device=run.device)
         for micro in micro_batches(run, step, events):
-            with run.exchange(micro.last):
-                logits = run.student(micro.images, micro.keys)
+            with engine.exchange(micro.last):
+                logits = engine.student(micro.images, micro.keys)
                 loss = objective(logits, micro.targets, micro.answers, run.recipe)
-                run.accelerator.backward(loss.sum() * run.loss_scale)
+                engine.backward(loss.sum() * run.loss_scale)
             losses[micro.virtual_rank] += loss.detach().sum()
             if micro.answers is not None:
                 agreed += agreement(logits, micro.answers)
-        norm = update(run.optimizer, lr=run.lr(step), clip=run.recipe.optim.clip)
-        if run.ema:
-            run.ema.update(run.net, step + 1)
+        norm = engine.update(run.lr(step), run.recipe.optim.clip)
+        if run.average:
+            run.average.update(engine.local(), step + 1)
         if events.after_step(step, losses, agreed, norm):
             return True
     return False
@@ -86,10 +87,11 @@ class Run:
     index: Index
     order: Order
     accelerator: Accelerator
-    net: nn.Module  # the timm model
-    student: nn.Module  # the net with keyed stochastic depth, ready for several processes and autocast
-    ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
+    net: nn.Module  # the timm model, of whose weights a process may hold a part
+    by_part: dict[str, tuple[int, int]]  # parameters of each part of the net: trained, and in all
+    blank: nn.Module  # another in evaluation mode, without memory for its weights
+    engine: Replicated
+    average: Average | None  # of the weights
     answers: Answers | None  # of the teacher, where there is one
     norms: BatchNorms
     hosted: range  # virtual ranks of this process
@@ -124,11 +126,6 @@ class Run:
             start=optim.warmup_lr,
         )
 
-    def exchange(self, last: bool) -> AbstractContextManager[None]:
-        """Exchange gradients between processes in the last forward and backward pass of a step only."""
-        context: AbstractContextManager[None] = nullcontext() if last else self.accelerator.no_sync(self.student)
-        return context
-
     def next_batch(self) -> Batch:
         """Return the next batch of the loader, and count the time spent waiting for it and its unusable samples."""
         started = time.perf_counter()
@@ -141,13 +138,39 @@ class Run:
         """End the loader's workers: a loader does so when its iterator is forgotten, at exit it would be too late."""
         self.batches = iter(())
 
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return all that a checkpoint must hold, by parameter name."""
-        groups = {
-            "model": self.net.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer, self.net),
-        }
-        return groups | ({"ema": self.ema.module.state_dict()} if self.ema else {})
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of tensors in a checkpoint."""
+        return ("model", "optimizer", *(("ema",) if self.average else ()))
+
+    def whole(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield the net's tensors and those of their average, whole, each with its group, `model` or `ema`, and name.
+
+        All processes must ask. Where no engine spreads them, they are the run's own, and change with the next step.
+        """
+        held = {"model": self.engine.local()} | ({"ema": self.average.tensors} if self.average else {})
+        for group, tensors in held.items():
+            for name, local in tensors.items():
+                yield group, name, self.engine.whole(name, local)
+
+    def state(self) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield all that a checkpoint must hold, as `whole`; the optimizer's state is the group `optimizer`."""
+        yield from self.whole()
+        for name, moment in self.engine.moments():
+            yield "optimizer", name, moment
+
+    def nets(self) -> dict[str, nn.Module]:
+        """Return the net with its weights and with their average, whole, as {"raw": ..., "ema": ...}, to evaluate.
+
+        All processes must ask. Where an engine spreads the weights, each gathers them for as long as this lives.
+        """
+        weights: dict[str, dict[str, Tensor]] = {}
+        for group, name, tensor in self.whole():
+            weights.setdefault("raw" if group == "model" else group, {})[name] = tensor
+        nets = {group: copy.deepcopy(self.blank) for group in weights}
+        for group, net in nets.items():
+            net.load_state_dict(weights[group], assign=True)
+        return nets
 
 
 def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
@@ -202,13 +225,14 @@ def build(
     if snapshot:
         net.load_state_dict(snapshot.tensors["model"])
     net.to(accelerator.device)
-    student = Student(net)
-    optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), first_step)
-    ema = ModelEmaV3(net, decay=recipe.ema.decay, use_warmup=recipe.ema.warmup) if recipe.ema.decay else None
+    blank, parts = without_weights(net), by_part(net)
+    norms = BatchNorms(net)
+    engine = ENGINES[engine_of_launch()](net, recipe, accelerator, first_step)
+    average = Average(recipe.ema, engine.local()) if recipe.ema.decay else None
     if snapshot:
-        restore_optimizer(optimizer, net, snapshot.tensors["optimizer"])
-        if ema:
-            ema.module.load_state_dict(snapshot.tensors["ema"])
+        engine.restore_moments(snapshot.tensors["optimizer"])
+        if average:
+            average.tensors = {name: engine.part(name, whole) for name, whole in snapshot.tensors["ema"].items()}
     mine = hosted(recipe.virtual_ranks, accelerator.num_processes, accelerator.process_index)
     places = Places(first_step, last_step, mine)
     loader = load(batches, places, workers=workers, pin_memory=accelerator.device.type == "cuda")
@@ -218,11 +242,12 @@ def build(
         order=batches.order,
         accelerator=accelerator,
         net=net,
-        student=accelerator.prepare_model(student),
-        ema=ema,
-        optimizer=optimizer,
+        by_part=parts,
+        blank=blank,
+        engine=engine,
+        average=average,
         answers=answers,
-        norms=BatchNorms(net),
+        norms=norms,
         hosted=mine,
         first_step=first_step,
         last_step=last_step,

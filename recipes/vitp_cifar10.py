@@ -1,5 +1,6 @@
 """CIFAR-10 at 32 px with the usual patchify stem: what vitc_cifar10 is compared with.
 
+50 epochs: not run yet; docs/reproduction.md has a smaller one.
 Run:   accelerate launch recipes/vitp_cifar10.py --data DIR --output OUT
 """
 

@@ -15,10 +15,10 @@ from typing import Final
 
 import numpy as np
 
-from shards.dataset import Dataset, describe, write_dataset
+from shards.dataset import Dataset, describe, read_dataset, write_dataset
 from shards.errors import SourceError
 from shards.files import atomic_write, write_json
-from shards.index import Rows, index_tar, write_index
+from shards.index import index_tar, write_index
 from shards.progress import progress
 from shards.sources import Source, open_source
 
@@ -37,13 +37,24 @@ class Job:
 
 
 def build(
-    spec: str, out: Path, *, samples_per_shard: int, holdout: float, processes: int, classes: tuple[str, ...] = ()
-) -> Dataset:
+    spec: str,
+    out: Path,
+    *,
+    samples_per_shard: int,
+    holdout: float,
+    processes: int,
+    classes: tuple[str, ...] = (),
+    part: int = 0,
+    parts: int = 1,
+) -> Dataset | None:
     """Build the shards of a source, or of some of its classes, and return the data set.
 
+    Of several `parts`, jobs beside each other, it builds one and returns None, but for the one that finishes last.
     `holdout` is the share of images to set aside as `val` where the source has only one split. Raises
     SourceError for a source that cannot be used or an `out` that holds something else.
     """
+    if parts > 1 and (out / "dataset.json").exists():
+        return read_dataset(out)  # the others are done, and with them this one
     source = open_source(spec, classes)
     splits = deal(source, holdout)
     plan = {"source": fingerprint(source), "samples_per_shard": samples_per_shard, "holdout": holdout}
@@ -56,19 +67,18 @@ def build(
             jobs.append(Job(spec, origin, chosen, out / split / f"{number:06d}.tar"))
     context, source_of = get_context("spawn"), (spec, classes)
     with ProcessPoolExecutor(processes, mp_context=context, initializer=start, initargs=source_of) as pool:
-        rows = dict(
-            zip(
-                (job.tar for job in jobs),
-                progress(pool.map(write_shard, jobs), len(jobs), "writing"),
-                strict=True,
-            )
-        )
+        mine = jobs[part::parts]
+        for _ in progress(pool.map(write_shard, mine), len(mine), "writing"):
+            pass
+        if not all(job.tar.exists() for job in jobs):
+            return None
+        rows = dict(zip((job.tar for job in jobs), pool.map(index_tar, (job.tar for job in jobs)), strict=True))
     indexes = {}
     for split in splits:
-        parts = [(describe(job.tar, rows[job.tar]), rows[job.tar]) for job in jobs if job.tar.parent.name == split]
-        indexes[split] = write_index(out / split, parts)
+        shards = [(describe(job.tar, rows[job.tar]), rows[job.tar]) for job in jobs if job.tar.parent.name == split]
+        indexes[split] = write_index(out / split, shards)
     dataset = write_dataset(out, list(source.classes), indexes)
-    (out / PLAN).unlink()
+    (out / PLAN).unlink(missing_ok=True)  # another part may have seen the same end
     return dataset
 
 
@@ -109,8 +119,8 @@ def start(spec: str, classes: tuple[str, ...]) -> None:
     _source = open_source(spec, classes)
 
 
-def write_shard(job: Job) -> Rows:
-    """Write one shard, unless a former build wrote it, and return its index rows, read back from the tar."""
+def write_shard(job: Job) -> None:
+    """Write one shard, unless a former build wrote it."""
     if not job.tar.exists():
         from webdataset.writer import TarWriter
 
@@ -120,4 +130,3 @@ def write_shard(job: Job) -> Rows:
                 key, label = _source.items[job.split][item]
                 content, extension = _source.read(job.split, item)
                 tar.write({"__key__": key, extension: content, "cls": str(label).encode()})
-    return index_tar(job.tar)

@@ -111,6 +111,42 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_launched(config: str, script: Path, *arguments: Any, processes: int) -> str:
+    """Run a script by `accelerate launch` with a configuration of the repository, and return what it said."""
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    command += ["--config_file", str(ROOT / f"launch/configs/{config}.yaml"), "--num_processes", str(processes)]
+    done = subprocess.run(
+        [*command, str(script), *map(str, arguments)],
+        cwd=ROOT,  # where the configurations of DeepSpeed say that its files are
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def vitrail(
+    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `vitrail` as a user does and check its exit code."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)],
+        env={**(env or os.environ), "PYTHONPATH": str(ROOT)},  # the tests' own recipe is not installed
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
     """Return the lines of a kind of metrics.jsonl."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -1,23 +1,11 @@
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from shards.dataset import Dataset
-from tests.conftest import ROOT, run, traces
-
-
-def vitrail(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests' own recipe is not installed
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
-    assert result.returncode == code, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result
+from tests.conftest import run, traces, vitrail
 
 
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import load_newest
 from pipeline.config import Finetune, Model, Optim
 from pipeline.finetune import add_head_norm, by_part, freeze, frozen_modules, rate_scales
-from pipeline.models import Student, build_model, build_student, on_paper
+from pipeline.models import Student, as_timm_names_them, build_model, build_student, on_paper
 from pipeline.optimizer import build_optimizer, update
 from shards.dataset import Dataset
 from shards.errors import BadRequest
@@ -191,6 +192,16 @@ def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Pa
     net = build_model(replace(seven.model, new_head=True), 4, seed=1)
     assert torch.equal(net.head.weight, build_model(TINY.model, 4, seed=1).head.weight)
     assert torch.equal(net.cls_token, build_model(TINY.model, 7, seed=0).cls_token)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "resnet50"])
+def test_weights_of_torchvision_fit(name: str) -> None:
+    with torch.device("meta"):
+        theirs, ours = torchvision.models.get_model(name).state_dict(), timm.create_model(name)
+    renamed = as_timm_names_them(theirs, ours)
+    assert {key: value.shape for key, value in renamed.items()} == {
+        key: value.shape for key, value in ours.state_dict().items()
+    }
 
 
 def test_fields_that_do_not_go_together_are_named(dataset: Dataset, tmp_path: Path) -> None:

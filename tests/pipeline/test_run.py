@@ -143,7 +143,8 @@ def test_two_processes_and_two_resumed_as_one_see_the_same_views_and_weights(
     for folder in (tmp_path / "two", tmp_path / "mixed"):
         assert traces(folder) == traces(unbroken)
         other = load_file(folder / "model.safetensors")
-        assert max((one[name] - other[name]).abs().max().item() for name in one) < 1e-5
+        # the order of additions, blown up by Adam: far less than one step's rate
+        assert max((one[name] - other[name]).abs().max().item() for name in one) < 0.1 * TINY.optim.lr
         for ours, theirs in zip(metrics(folder, "train"), metrics(unbroken, "train"), strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
     two = metrics(tmp_path / "two", "eval")

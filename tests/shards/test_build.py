@@ -51,6 +51,19 @@ def test_a_zip_gives_what_its_folder_gives(tmp_path: Path) -> None:
     assert tar_bytes(from_zip.folder) == tar_bytes(from_folder.folder)
 
 
+def test_parts_in_any_order_make_the_same_data_set(tmp_path: Path) -> None:
+    source = str(make_folder(tmp_path / "source"))
+    whole = build(source, tmp_path / "whole", **OPTIONS)
+    for part in (2, 0):
+        assert build(source, tmp_path / "parts", **OPTIONS, parts=3, part=part) is None
+        assert not (tmp_path / "parts" / "dataset.json").exists()
+    last = build(source, tmp_path / "parts", **OPTIONS, parts=3, part=1)
+    assert tar_bytes(last.folder) == tar_bytes(whole.folder)
+    assert last.splits["train"].fingerprint == whole.splits["train"].fingerprint
+    again = build(source, tmp_path / "parts", **OPTIONS, parts=3, part=0)  # a job that its cluster repeats
+    assert again.splits["test"].fingerprint == whole.splits["test"].fingerprint
+
+
 def test_some_classes_of_a_source(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source")
     dataset = build(str(source), tmp_path / "out", **OPTIONS, classes=("newt", "cat"))

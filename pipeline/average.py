@@ -1,0 +1,29 @@
+"""The moving average of the weights, of what each process holds of them: it is taken number by number."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pipeline.config import Ema
+
+
+class Average:
+    """The average of tensors that `update` is shown after every step."""
+
+    def __init__(self, settings: Ema, tensors: Mapping[str, Tensor]) -> None:
+        self._settings = settings
+        self.tensors = {name: value.detach().clone() for name, value in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Move towards what the tensors are after `step` steps; counters, which have no average, are copied."""
+        decay = self._settings.decay
+        if self._settings.warmup:
+            decay = min(decay, 1 - step ** (-2 / 3))  # timm's ModelEmaV3 with use_warmup
+        names = [name for name, value in self.tensors.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.tensors[name] for name in names], [tensors[name].detach() for name in names], weight=1 - decay
+        )
+        for name in self.tensors.keys() - set(names):
+            self.tensors[name].copy_(tensors[name])

@@ -1,0 +1,37 @@
+"""`vitrail slurm` against a real sbatch."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.dataset import Dataset
+from tests.conftest import vitrail
+from tests.slurm.conftest import Slurm
+
+pytestmark = pytest.mark.dist
+
+
+def test_a_script_is_filled_in_checked_and_submitted(
+    slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path
+) -> None:
+    job = [str(script), "--nodes", "2", "--gpus-per-node", "0", "--config", "cpu", "--time", "10"]
+    recipe = ["--data", str(dataset.folder), "--output", str(tmp_path / "a run"), "--virtual-ranks", "2"]
+    printed = vitrail("slurm", *job, *recipe, env=slurm.environment)
+    assert "#SBATCH --nodes=2\n" in printed.stdout
+    assert f"set -- {script} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2\n" in printed.stdout
+    assert "sbatch: Job" in printed.stderr
+    submitted = vitrail("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
+    number = submitted.stdout.split()[-1]
+    assert slurm.state(number) in ("PENDING", "RUNNING"), submitted.stderr
+    slurm.run("scancel", number)
+
+
+def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dataset: Dataset, script: Path) -> None:
+    recipe = ["--data", str(dataset.folder), "--output", "/proc/nowhere"]
+    job = ["slurm", script, "--nodes", 9, "--gpus-per-node", 8]
+    refused = vitrail(*job, *recipe, code=2, env=slurm.environment).stderr
+    assert "72 processes cannot host --virtual-ranks 3" in refused
+    assert "/proc/nowhere" in refused
+    job = ["slurm", script, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
+    refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    assert "sbatch refuses the job" in refused

@@ -1,0 +1,147 @@
+"""slurm/train.sbatch on a real controller: what a cluster does to a run, and that the run does not notice."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shards.dataset import Dataset
+from tests.conftest import ROOT, metrics, summary, traces
+from tests.slurm.conftest import Slurm, wait_for
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+
+STEPS = 20
+SLOW = """import os, time
+from dataclasses import replace
+from pipeline.events import Events
+from pipeline.run import main
+from tests.conftest import TINY
+
+after_step = Events.after_step
+
+def slow_after_step(self, *of_step):
+    time.sleep(float(os.environ["PAUSE"]))
+    return after_step(self, *of_step)
+
+Events.after_step = slow_after_step
+RECIPE = replace(TINY, virtual_ranks=2)
+if __name__ == "__main__":
+    main(RECIPE)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training on two nodes with a process each."""
+
+    slurm: Slurm
+    number: str
+    folder: Path
+    pattern: str
+
+    @property
+    def said(self) -> str:
+        """What it printed."""
+        return Path(f"{self.folder}.out").read_text()
+
+    def reach(self, step: int) -> None:
+        """Wait until a step is logged."""
+        path = self.folder / "metrics.jsonl"
+        wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text(), f"step {step}", 120)
+
+    def end(self) -> None:
+        """Wait for the end, which must be a good one."""
+        ended = self.slurm.wait_for(self.number, "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED", "TIMEOUT")
+        assert ended == "COMPLETED", f"{ended}: {self.said}"
+        assert [line["step"] for line in metrics(self.folder, "train")] == list(range(1, STEPS + 1))
+
+
+Submit = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def submit(slurm: Slurm, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Submit:
+    """Submits trainings of 20 steps of half a second."""
+
+    def submit(*options: str, pause: float = 0.5) -> Job:
+        folder = tmp_path_factory.mktemp("job")
+        script, output = folder / "slow.py", folder / "run"
+        script.write_text(SLOW)
+        environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT), "PAUSE": str(pause)}
+        environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={output}.out", *options]
+        command += ["slurm/train.sbatch", str(script), "--data", str(dataset.folder)]
+        number = slurm.run(*command, "--output", str(output), "--trace-samples", environment=environment).strip()
+        return Job(slurm, number, output, str(script))
+
+    return submit
+
+
+@pytest.fixture(scope="module")
+def unbroken(submit: Submit) -> Path:
+    """The folder of a job that nothing happened to."""
+    job = submit()
+    job.end()
+    assert "2 virtual ranks of 6 images on 2 process(es) (1, 1)" in job.said
+    return job.folder
+
+
+def assert_equal(job: Job, unbroken: Path) -> None:
+    """A job saw the same views as the unbroken one, and ended with the same weights."""
+    assert traces(job.folder) == traces(unbroken)
+    assert summary(job.folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+
+
+def test_a_job_that_reaches_its_time_limit_saves_queues_itself_and_ends_with_the_same_weights(
+    submit: Submit, unbroken: Path
+) -> None:
+    job = submit("--time=2", "--signal=B:USR1@60", pause=3)  # SLURM looks every 30 seconds
+    job.end()
+    assert "Stopped on request; a checkpoint is saved" in job.said
+    assert f"stopped on request; queueing job {job.number} again" in job.said
+    assert_equal(job, unbroken)
+
+
+def test_a_rank_that_is_killed_is_started_again_with_the_others(submit: Submit, unbroken: Path) -> None:
+    job = submit()
+    job.reach(5)
+    ranks = [
+        process
+        for process in psutil.process_iter(["cmdline", "environ"])
+        if job.pattern in (process.info["cmdline"] or ()) and (process.info["environ"] or {}).get("RANK") == "1"
+    ]
+    ranks[0].kill()
+    job.end()
+    assert_equal(job, unbroken)
+
+
+def test_a_node_whose_daemon_is_killed_gives_its_job_back_to_the_queue(
+    slurm: Slurm, submit: Submit, unbroken: Path
+) -> None:
+    job = submit(pause=3)  # the controller takes ten seconds and more to miss it
+    job.reach(5)
+    slurm.kill_node("n1")
+    slurm.wait_for(job.number, "PENDING")
+    slurm.start_node("n1")
+    job.end()
+    assert_equal(job, unbroken)
+
+
+def test_a_two_node_job_queued_again_on_one_node_goes_on_with_the_same_views(
+    slurm: Slurm, submit: Submit, unbroken: Path
+) -> None:
+    job = submit()
+    job.reach(5)
+    slurm.run("scancel", "--batch", "--signal=USR1", job.number)  # what --signal sends before the time limit
+    slurm.wait_for(job.number, "PENDING")
+    slurm.run("scontrol", "update", f"JobId={job.number}", "NumNodes=1", "NumTasks=1")
+    job.end()
+    assert "2 virtual ranks of 6 images on 1 process(es) (2)" in job.said
+    assert traces(job.folder) == traces(unbroken)
+    losses = [[line["loss"] for line in metrics(folder, "train")] for folder in (job.folder, unbroken)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
