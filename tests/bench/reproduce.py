@@ -124,7 +124,9 @@ HEAD = """# Reproduction
 Written by `make reproduce`; the runs behind it are in `reproduction/`. Top-1 on the test split in per cent, of every
 image, raw weights: mean and standard deviation over the seeds. Trained parameters are those of the last phase. Minutes
 are of all seeds together, each run on a core of its own; machines are shared, so they say only the order of magnitude.
-Precision is the recipes' `auto`: bf16 where the processor computes in it, as the one that wrote this page did. A claim *holds* if the difference of the means is more than twice its standard error, is *contradicted* if it is that
+Precision is the recipes' `auto`: bf16 where the processor computes in it, as the one that wrote this page did.
+
+A claim *holds* if the difference of the means is more than twice its standard error, is *contradicted* if it is that
 much the other way, and is else *not decided* here; a published figure holds if it lies within two standard deviations
 of our runs."""
 
