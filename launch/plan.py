@@ -9,11 +9,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from pipeline.batch import order_on
 from pipeline.config import EngineName, Recipe
 from pipeline.finetune import by_part
 from pipeline.hosting import hosted
 from pipeline.models import Student, build_student, on_paper
-from pipeline.order import Order
 from shards.dataset import Dataset
 
 IMAGE_BYTES: Final = 110_000  # mean JPEG of ImageNet-1k, where there is no data to ask
@@ -66,18 +66,9 @@ def make_plan(recipe: Recipe, dataset: Dataset | None, cluster: Cluster) -> Plan
     index = dataset.splits["train"] if dataset else None
     images = len(index) if index else recipe.data.images
     mean_bytes = sum(shard.bytes for shard in index.shards) / len(index) if index else IMAGE_BYTES
-    order = Order(
-        (images,),
-        recipe.seed,
-        recipe.batch,
-        recipe.virtual_ranks,
-        recipe.data.repeats,
-        epoch=recipe.data.epoch,
-        subset=recipe.data.subset,
-    )
+    order = order_on(recipe, (images,))
     shares = [len(hosted(recipe.virtual_ranks, cluster.processes, p)) for p in range(cluster.processes)]
-    micro_batch = min(recipe.micro_batch or recipe.rank_batch, recipe.rank_batch)
-    micro_steps = shares[0] * -(-recipe.rank_batch // micro_batch)
+    micro_steps = shares[0] * recipe.passes
     parts = by_part(on_paper(replace(recipe, model=replace(recipe.model, checkpoint=""))))
     parameters, trained = (sum(of_part[which] for of_part in parts.values()) for which in (1, 0))
     shown = order.steps_per_epoch * recipe.batch / recipe.data.repeats  # images, each read once
@@ -93,14 +84,14 @@ def make_plan(recipe: Recipe, dataset: Dataset | None, cluster: Cluster) -> Plan
     return Plan(
         shares=shares,
         micro_steps=micro_steps,
-        micro_batch=micro_batch,
+        micro_batch=recipe.pass_batch,
         batch=recipe.batch,
         peak_lr=recipe.peak_lr,
         steps_per_epoch=order.steps_per_epoch,
         steps=steps,
         parameters=parameters,
         trained=trained,
-        memory=memory(recipe, cluster, FLOAT * parameters, FLOAT * trained, micro_batch),
+        memory=memory(recipe, cluster, FLOAT * parameters, FLOAT * trained, recipe.pass_batch),
         read_bytes_epoch=round(shown * mean_bytes * on_node),
         exchanged_bytes=exchanged,
         exchange_seconds=exchanged / (cluster.link * 1e9),

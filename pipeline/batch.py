@@ -71,8 +71,13 @@ class EvalBatch(NamedTuple):
 
 def order_of(recipe: Recipe, index: Index) -> Order:
     """Return the order of a recipe on a training split."""
+    return order_on(recipe, tuple(shard.samples for shard in index.shards))
+
+
+def order_on(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
+    """Return the order of a recipe on shards of these sizes; to count steps, one shard of all images does."""
     return Order(
-        shard_sizes=tuple(shard.samples for shard in index.shards),
+        shard_sizes=shard_sizes,
         seed=recipe.seed,
         batch=recipe.batch,
         virtual_ranks=recipe.virtual_ranks,

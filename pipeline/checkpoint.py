@@ -71,13 +71,13 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
     return final
 
 
-def on_host(tensors: Iterable[tuple[str, str, Tensor]], groups: Iterable[str], *, keep: bool) -> dict[str, Tensors]:
+def on_host(tensors: Iterable[tuple[str, str, Tensor]], groups: Iterable[str], *, keep: bool) -> Mapping[str, Tensors]:
     """Return copies of (group, name, tensor) in the host's memory, by group and name; only read past if not `keep`."""
     copies: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
     for group, name, tensor in tensors:
         if keep:
             copies[group][name] = tensor.detach().to("cpu", copy=True)
-    return {**copies}
+    return copies
 
 
 class Writer:

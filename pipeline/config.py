@@ -198,6 +198,16 @@ class Recipe:
         return self.batch // self.virtual_ranks
 
     @property
+    def pass_batch(self) -> int:
+        """Images of one forward pass; a virtual rank's last one in a step may have fewer."""
+        return min(self.micro_batch or self.rank_batch, self.rank_batch)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of one virtual rank in a step."""
+        return -(-self.rank_batch // self.pass_batch)
+
+    @property
     def peak_lr(self) -> float:
         """The rate after warm-up, for this recipe's batch."""
         return self.optim.lr * (self.batch / self.optim.lr_batch if self.optim.lr_batch else 1)

@@ -160,6 +160,7 @@ class Zero(Replicated):
         optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), step)
         settings = deepspeed_settings()
         self._stage: int = settings["zero_optimization"]["stage"]
+        self._parameters = dict(net.named_parameters())  # DeepSpeed keeps them, and takes their memory apart
         settings |= {"gradient_clipping": recipe.optim.clip, "train_micro_batch_size_per_gpu": recipe.rank_batch}
         self.optimizer: Any
         self._engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -186,8 +187,8 @@ class Zero(Replicated):
         """Return what this process holds of the net's tensors, by name; they change with the next step."""
         tensors = self.net.state_dict()
         if self._stage == 3:
-            parameters: Any = self.net.named_parameters()
-            tensors |= {name: parameter.ds_tensor.data for name, parameter in parameters}
+            parameters: Any = self._parameters
+            tensors |= {name: parameter.ds_tensor.data for name, parameter in parameters.items()}
         return tensors
 
     def part(self, name: str, whole: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class Zero(Replicated):
 
     def _divided(self, name: str) -> Any:
         """Return the parameter of a name if the processes share it, else None."""
-        return dict(self.net.named_parameters()).get(name) if self._stage == 3 else None
+        return self._parameters.get(name) if self._stage == 3 else None
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
@@ -220,7 +221,7 @@ class Zero(Replicated):
         self._link_state()
         states = list(self.optimizer.optimizer.state.values())
         slots = sorted({slot for state in states for slot, value in state.items() if isinstance(value, Tensor)})
-        for name, parameter in self.net.named_parameters():
+        for name, parameter in self._parameters.items():
             for slot in slots if parameter.requires_grad else ():
                 if slot == "step":  # one of all parameters: every one is trained at every step
                     yield f"{slot}/{name}", states[0][slot].clone()
@@ -235,14 +236,13 @@ class Zero(Replicated):
             return
         self._make_state()
         self._link_state()
-        parameters = dict(self.net.named_parameters())
         for key, value in moments.items():
             slot, _, name = key.partition("/")
             if slot == "step":
                 for state in self.optimizer.optimizer.state.values():
                     state[slot].copy_(value)
             else:
-                safe_set_full_optimizer_state(parameters[name], value.to(self.accelerator.device), slot)
+                safe_set_full_optimizer_state(self._parameters[name], value.to(self.accelerator.device), slot)
 
     def _link_state(self) -> None:
         """Let parameters know of their state, which DeepSpeed 0.19 does too early for all groups but the first."""

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline.batch import order_on
 from pipeline.config import Recipe
 from pipeline.hosting import hosted, processes_of_launch, resolve_precision
 from pipeline.models import on_paper, parameter_count
-from pipeline.order import Order
 from pipeline.request import Request
 from pipeline.session import DONE, run_recipe
 from pipeline.teacher import write_random_weights
@@ -87,21 +87,11 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
     speed = sum(line["images_per_second"] for line in timed) / len(timed)
     wait = sum(line["data_wait"] for line in timed) / len(timed)
     processes, _ = processes_of_launch()
-    # an order of that many images, to count the steps of an epoch; one shard does for counting
-    order = Order(
-        (images,),
-        recipe.seed,
-        recipe.batch,
-        recipe.virtual_ranks,
-        recipe.data.repeats,
-        epoch=recipe.data.epoch,
-        subset=recipe.data.subset,
-    )
+    order = order_on(recipe, (images,))
     steps = recipe.epochs * order.steps_per_epoch
     parameters, flops = measure(recipe)
     saved = sum(file.stat().st_size for file in (output / "checkpoints" / f"step-{STEPS:08d}").iterdir())
     shares = [len(hosted(recipe.virtual_ranks, processes, p)) for p in range(processes)]
-    micro = min(recipe.micro_batch or recipe.rank_batch, recipe.rank_batch)
     hours = steps * recipe.batch / speed / 3600
     table = Table(title=f"Rehearsal of {recipe.name}", show_header=False)
     for row in (
@@ -127,7 +117,7 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
         ("peak learning rate", f"{recipe.peak_lr:.3g}"),
         (
             "hosted here",
-            f"{processes} process(es) with {shares} virtual ranks, micro-steps of {micro} images",
+            f"{processes} process(es) with {shares} virtual ranks, micro-steps of {recipe.pass_batch} images",
         ),
         ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
     ):

@@ -191,8 +191,6 @@ def introduction(request: Request, run: Run, workers: int, *, resumed: bool) -> 
     """Return what a person should know of a run before its first step."""
     recipe, order = run.recipe, run.order
     processes = run.accelerator.num_processes
-    size = min(recipe.micro_batch or recipe.rank_batch, recipe.rank_batch)
-    micro_steps = len(run.hosted) * -(-recipe.rank_batch // size)
     shown = order.num_samples // (recipe.data.repeats if recipe.data.epoch == "views" else 1)
     scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
     distill = recipe.distill
@@ -207,7 +205,8 @@ def introduction(request: Request, run: Run, workers: int, *, resumed: bool) -> 
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {processes} "
             f"process(es) ({shares}), {engine_of_launch()}, {run.device.type} {resolve_precision(recipe.precision)}, "
-            f"{micro_steps} micro-steps of {size}, {workers} loader worker(s) and {cores_per_process()} core(s) each",
+            f"{len(run.hosted) * recipe.passes} micro-steps of {recipe.pass_batch}, "
+            f"{workers} loader worker(s) and {cores_per_process()} core(s) each",
             f"schedule  {run.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained}"] if recipe.finetune.strategy != "full" else []),

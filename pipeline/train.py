@@ -176,7 +176,7 @@ class Run:
 def micro_batches(run: Run, step: int, events: Events) -> Iterator[Micro]:
     """Yield what this process does in a step: its virtual ranks, each in one piece or several."""
     classes, smoothing = run.recipe.data.classes, run.recipe.mix.smoothing
-    size = run.recipe.micro_batch or run.recipe.rank_batch
+    size = run.recipe.pass_batch
     with run.norms.over_virtual_ranks(run.accelerator, len(run.hosted), run.recipe.virtual_ranks):
         for turn, rank in enumerate(run.hosted):
             run.norms.take_turn(turn)
