@@ -8,7 +8,7 @@ Shapes: B images of one virtual rank, S side of the image.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
@@ -183,16 +183,16 @@ class EvaluationBatches(Dataset[EvalBatch]):
 
 
 class Places(Sampler[tuple[int, int]]):
-    """The places (step, virtual rank) that a process hosts, in order, from `first` to before `last`."""
+    """The places (step, virtual rank) that a process hosts, in order."""
 
-    def __init__(self, first: int, last: int, hosted: range) -> None:
-        self.first, self.last, self.hosted = first, last, hosted
+    def __init__(self, steps: Sequence[int], hosted: range) -> None:
+        self.steps, self.hosted = steps, hosted
 
     def __len__(self) -> int:
-        return (self.last - self.first) * len(self.hosted)
+        return len(self.steps) * len(self.hosted)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((step, rank) for step in range(self.first, self.last) for rank in self.hosted)
+        return ((step, rank) for step in self.steps for rank in self.hosted)
 
 
 LOOK_AHEAD: Final = 4  # batches that a loader worker prepares before they are asked for

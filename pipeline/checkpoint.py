@@ -35,10 +35,13 @@ class Snapshot(NamedTuple):
     tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and ema where there is one
 
 
-def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> Path:
+def save(
+    root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int, spare: int = 0
+) -> Path:
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
-    Raises CheckpointError where it cannot be written, to a full disk for instance; those before it stay whole.
+    The newest of a multiple of `spare` steps is kept too. Raises CheckpointError where it cannot be written, to a
+    full disk for instance; those before it stay whole.
     """
     final = root / f"step-{step:08d}"
     temporary = root / f".{final.name}.tmp"
@@ -66,8 +69,11 @@ def save(root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, 
     sync_folder(root)
     with atomic_write(root / "latest") as file:
         file.write(f"{final.name}\n".encode())
-    for old in checkpoints(root)[keep:]:
-        shutil.rmtree(old)
+    saved = checkpoints(root)
+    spared = next((path for path in saved if spare and step_of(path) % spare == 0), None)
+    for old in saved[keep:]:
+        if old != spared:
+            shutil.rmtree(old)
     return final
 
 
@@ -87,10 +93,12 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[Path] | None = None
 
-    def save(self, root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int) -> None:
+    def save(
+        self, root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int, spare: int = 0
+    ) -> None:
         """Begin to `save`, when the one before is written.  Raises CheckpointError for that one."""
         self.wait()
-        self._writing = self._thread.submit(save, root, step, state, tensors, keep)
+        self._writing = self._thread.submit(save, root, step, state, tensors, keep, spare)
 
     def wait(self) -> None:
         """Return when all is written.  Raises CheckpointError where it could not be."""
@@ -102,6 +110,11 @@ class Writer:
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first."""
     return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the finished steps of a checkpoint folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def load(path: Path) -> Snapshot:
@@ -122,12 +135,14 @@ def load(path: Path) -> Snapshot:
     return Snapshot(body["step"], body, tensors)
 
 
-def load_newest(root: Path, say: Callable[[str], None]) -> Snapshot | None:
-    """Return the newest whole checkpoint under `root`, None if there is none; a torn one is passed over aloud.
+def load_newest(
+    root: Path, say: Callable[[str], None], wanted: Callable[[int], bool] = lambda step: True
+) -> Snapshot | None:
+    """Return the newest whole checkpoint of a wanted step under `root`, None if there is none.
 
-    Raises CheckpointError if there are checkpoints and none is whole.
+    A torn one is passed over aloud. Raises CheckpointError if there are checkpoints and none is whole.
     """
-    found = checkpoints(root)
+    found = [path for path in checkpoints(root) if wanted(step_of(path))]
     for path in found:
         try:
             return load(path)

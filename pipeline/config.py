@@ -163,6 +163,15 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Spike:
+    """What to do where a loss or a gradient is not finite, or a loss leaps: its samples are named in any case."""
+
+    policy: Literal["stop", "skip", "rollback"] = "stop"  # or leave out its step, or all since a checkpoint by steps
+    factor: float = 0.0  # a loss of so many times the median of the last 32 steps leaps; 0: none does
+    limit: int = 3  # spikes of a run that are left out; at the next one it stops
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
     """What is written while training."""
 
@@ -184,6 +193,7 @@ class Recipe:
     ema: Ema = field(default_factory=Ema)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    spike: Spike = field(default_factory=Spike)
     log: Log = field(default_factory=Log)
     batch: int  # images of one step, over all virtual ranks
     virtual_ranks: int  # equal parts of the batch with their own order and mixing; processes host them
@@ -221,7 +231,11 @@ A_RUN: Final = "local-dir:"  # before the folder of a run, in the place of a mod
 HOSTING: Final = frozenset(
     {"precision", "micro_batch", "data.workers", "data.max_bad", "eval.every_epochs", "model.pretrained"}
     | {"model.checkpoint", "model.new_head", "log.every_steps", "distill.checkpoint", "distill.store", "distill.fusion"}
-    | {f"checkpoint.{item.name}" for item in fields(Checkpoint)}
+    | {
+        f"{group}.{item.name}"
+        for group, kind in (("checkpoint", Checkpoint), ("spike", Spike))
+        for item in fields(kind)
+    }
 )
 
 
@@ -292,6 +306,10 @@ def _of_recipe(recipe: Recipe) -> Iterator[str]:
         yield "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it."
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}."
+    if recipe.spike.policy == "rollback" and not recipe.checkpoint.every_steps:
+        yield "--spike.policy rollback goes back to checkpoints by steps: how many, --checkpoint.every-steps?"
+    if 0 < recipe.spike.factor <= 1:
+        yield f"--spike.factor {recipe.spike.factor}: every loss would leap; take more than 1, or 0 for none."
     yield from _of_distill(recipe)
 
 
@@ -377,7 +395,8 @@ NOT_NEGATIVE: Final = (
     "seed", "micro_batch", "data.subset", "data.workers", "augment.pad", "augment.rand_ops", "augment.rand_std",
     "augment.rotate", "augment.shear", "mix.mixup_alpha", "mix.cutmix_alpha", "distill.top", "distill.store_epochs",
     "finetune.head_epochs", "optim.weight_decay", "optim.warmup_epochs", "optim.warmup_lr", "optim.min_lr",
-    "optim.clip", "eval.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes", "optim.lr_batch",
+    "optim.clip", "optim.lr_batch", "eval.every_epochs", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "spike.factor", "spike.limit",
 )  # fmt: skip
 SHARES: Final = (
     "model.drop_path", "data.max_bad", "augment.flip", "augment.rand_prob", "augment.jitter", "augment.erase",

@@ -181,7 +181,8 @@ class Zero(Replicated):
         """Take one optimizer step, forget the gradients, and return their norm before clipping, a scalar."""
         set_rates(self.optimizer, lr)
         self._engine.step()  # clips by itself
-        return torch.as_tensor(self._engine.get_global_grad_norm(), device=self.accelerator.device)
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=self.accelerator.device)
+        return norm.masked_fill(norm < 0, torch.nan)  # DeepSpeed's word for a norm that is not finite is -1
 
     def local(self) -> dict[str, Tensor]:
         """Return what this process holds of the net's tensors, by name; they change with the next step."""

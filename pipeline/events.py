@@ -2,16 +2,16 @@
 
 All processes decide alike: what one of them knows alone (a signal, its clock, an unusable sample) travels with the
 losses in one small all-reduce a step. Its result is read one step later, when the device has long finished it, so
-that nothing waits; it is read at once where a step is logged, evaluated or saved. Weights that a non-finite loss
-has touched are therefore never saved.
+that nothing waits; it is read at once where a step is logged, evaluated or saved. Weights that a spike has touched
+are therefore never saved.
 """
 
-import math
 import signal
 import time
 from collections import deque
+from collections.abc import Sequence
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from pipeline import checkpoint
 from pipeline.batch import Batch
 from pipeline.evaluate import Score, evaluate
 from pipeline.log import Log
+from pipeline.spike import Span, SpikeFound, Watch
 from pipeline.train import Run
 from shards.errors import TrainingError
 from shards.index import Index
@@ -43,10 +44,21 @@ class Evaluation(NamedTuple):
 
 
 class Events:
-    """The events of one session of a run.  `state` is what a checkpoint says beside its tensors."""
+    """The events of one session of a run.
+
+    `state` is what a checkpoint says beside its tensors, `left_out` what `run.left_out` is in spans.
+    """
 
     def __init__(
-        self, run: Run, log: Log, evaluation: Evaluation | None, state: dict[str, Any], seconds: float
+        self,
+        run: Run,
+        log: Log,
+        evaluation: Evaluation | None,
+        state: dict[str, Any],
+        *,
+        seconds: float,
+        watch: Watch,
+        left_out: Sequence[Span],
     ) -> None:
         self.run = run
         self.log = log
@@ -54,6 +66,8 @@ class Events:
         self.scores: dict[str, Score] = {}  # of the last evaluation
         self.stopping = False
         self._state = state
+        self._watch = watch
+        self._left_out = left_out
         self._checkpoints = log.folder / "checkpoints"
         self._asked_to_stop = False  # by a signal, to this process
         self._save_asked = False
@@ -105,7 +119,7 @@ class Events:
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
             self._receive(step)
         self.log.advance(done)
-        if log_due and self._report:
+        if log_due and self._report and self._report.step == step:
             self._log(self._report)
         paused = time.monotonic()
         if eval_due and self.evaluation:
@@ -116,6 +130,11 @@ class Events:
         if self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
         return self.stopping and not end
+
+    def pass_over(self, step: int) -> bool:
+        """Do what is due after a step that is left out; return True to stop."""
+        nothing = torch.zeros((), device=self.run.device)
+        return self.after_step(step, nothing.expand(self.run.recipe.virtual_ranks), nothing, nothing)
 
     def _send(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> None:
         """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""
@@ -134,16 +153,22 @@ class Events:
         self._sent.append((step, known, copied))
 
     def _receive(self, through: int) -> None:
-        """Take in what was sent of the steps up to `through`.  Raises TrainingError where the run cannot go on."""
+        """Take in what was sent of the steps up to `through`.
+
+        Raises TrainingError where the run cannot go on, SpikeFound where it can with steps left out.
+        """
         while self._sent and self._sent[0][0] <= through:
             step, known, copied = self._sent.popleft()
             if copied:
                 copied.synchronize()
             *losses, agreement, stop, save, bad, norm = known.tolist()
-            self._report = Report(step, losses, agreement, norm)
             self.stopping |= stop > 0
             self._save_asked |= save > 0
-            self._check_finite(self._report)
+            if step not in self.run.left_out:
+                self._report = Report(step, losses, agreement, norm)
+                wrong, guilty = self._watch.judge(losses, norm)
+                if wrong:
+                    self._refuse(self._report, wrong, guilty)
             if bad > self.run.recipe.data.max_bad * len(self.run.index):
                 raise TrainingError(
                     f"step {step}: {bad:.0f} of {len(self.run.index)} training samples cannot be used, more than "
@@ -151,26 +176,36 @@ class Events:
                     f"{self.log.folder / 'quarantine.jsonl'}; mend them, or allow more."
                 )
 
-    def _check_finite(self, report: Report) -> None:
-        guilty = [rank for rank, loss in enumerate(report.losses) if not math.isfinite(loss)]
-        if not guilty and math.isfinite(report.norm):
-            return
-        views = {rank: self.run.order.views(report.step, rank) for rank in guilty or range(len(report.losses))}
+    def _refuse(self, report: Report, wrong: str, guilty: Sequence[int]) -> NoReturn:
+        """End the session for a spike, with its samples named."""
+        settings = self.run.recipe.spike
+        views = {rank: self.run.order.views(report.step, rank) for rank in guilty}
         keys = {rank: [self.run.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
                 for rank, of_rank in views.items()}  # fmt: skip
-        what = "loss" if guilty else "gradient"
         event = {
-            "event": f"non-finite {what}",
+            "event": f"step {report.step}: {wrong}",
             "losses": [str(loss) for loss in report.losses],
+            "gradient_norm": str(report.norm),
             "samples": keys,
         }
+        self._writer.wait()  # what may be gone back to is there, for all processes
+        self.run.accelerator.wait_for_everyone()
+        if settings.policy != "stop" and len(self._left_out) < settings.limit:
+            if self.run.answers:
+                self.run.answers.flush()
+            raise SpikeFound(report.step, self._left_out, event)
         self.log.record("event", report.step, self._epoch(report.step), event)
         shown = "; ".join(f"virtual rank {rank}: {', '.join(names)}" for rank, names in keys.items())
-        kept = next(iter(checkpoint.checkpoints(self._checkpoints)), None)
+        kept = next(iter(checkpoint.checkpoints(self._checkpoints)), "none: none was due yet")
+        remedy = (
+            "leave its step out, --spike.policy skip"
+            if settings.policy == "stop"
+            else f"{len(self._left_out)} spikes were left out before; allow more, --spike.limit"
+        )
         raise TrainingError(
-            f"step {report.step}: the {what} is not finite (losses {report.losses}, gradient norm {report.norm}). "
-            f"Samples: {shown}. The last good checkpoint is {kept or 'none: none was due yet'}. "
-            f"Usual remedies: a lower --optim.lr, --optim.clip 1.0, --precision fp32."
+            f"step {report.step}: {wrong} (losses {report.losses}, gradient norm {report.norm}). "
+            f"Samples: {shown}. The last good checkpoint is {kept}. "
+            f"Usual remedies: a lower --optim.lr, --optim.clip 1.0, --precision fp32; or {remedy}."
         )
 
     def _epoch(self, step: int) -> float:
@@ -226,8 +261,15 @@ class Events:
         self._writer.wait()  # so that there is one copy at a time
         tensors = checkpoint.on_host(self.run.state(), self.run.groups, keep=self.log.main)
         if self.log.main:
-            state = {**self._state, "wall_seconds": self.wall_seconds}
-            self._writer.save(self._checkpoints, step, state, tensors, self.run.recipe.checkpoint.keep)
+            state = {
+                **self._state,
+                "wall_seconds": self.wall_seconds,
+                "losses": self._watch.losses,
+                "left_out": self._left_out,
+            }
+            saving = self.run.recipe.checkpoint
+            spare = saving.every_steps if self.run.recipe.spike.policy == "rollback" else 0
+            self._writer.save(self._checkpoints, step, state, tensors, saving.keep, spare)
         if wait:
             self._writer.wait()
             self.run.accelerator.wait_for_everyone()

@@ -33,6 +33,7 @@ from pipeline.log import Log, rewind
 from pipeline.models import shape
 from pipeline.picture import draw_learnt
 from pipeline.request import Request
+from pipeline.spike import SpikeFound, Watch, steps_of
 from pipeline.store import Store, fingerprint
 from pipeline.teacher import Answers, build_teacher, teacher_weights
 from pipeline.train import Run, build, train
@@ -48,21 +49,35 @@ LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", 
 def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
     accelerator = build_accelerator(resolve_precision(request.recipe.precision))
-    while (code := run_phase(request, dataset, accelerator, quiet=quiet)) is None:
-        request = replace(request, resume="auto")  # the next phase goes on from this one's checkpoint
-    return code
+    spike: SpikeFound | None = None
+    while True:
+        try:
+            code = run_phase(request, dataset, accelerator, spike, quiet=quiet)
+        except SpikeFound as found:
+            spike = found.with_traceback(None)  # which would keep the run's memory
+        else:
+            if code is not None:
+                return code
+            spike, request = None, replace(request, resume="auto")  # the next phase goes on from this one's end
+        accelerator.free_memory()
 
 
-def run_phase(request: Request, dataset: Dataset, accelerator: Accelerator, *, quiet: bool) -> int | None:
-    """Do what `run_recipe` does up to the end of a phase of fine-tuning; return None where another one is due."""
+def run_phase(
+    request: Request, dataset: Dataset, accelerator: Accelerator, spike: SpikeFound | None, *, quiet: bool
+) -> int | None:
+    """Do what `run_recipe` does up to the end of a phase of fine-tuning; return None where another one is due.
+
+    Raises SpikeFound where the run is to start again from before a spike, `spike` in the next call.
+    """
     recipe, folder = request.recipe, request.folder
     main = accelerator.is_main_process
     say: Callable[[str], None] = print if main else lambda _: None
     fingerprints = {name: index.fingerprint for name, index in dataset.splits.items()}
     if recipe.distill.teacher:
         fingerprints["teacher"] = teacher_weights(recipe.distill)
-    snapshot = restore(request, fingerprints, say)
-    step = snapshot.step if snapshot else 0
+    snapshot = restore(request, fingerprints, say, spike)
+    step, before = (snapshot.step, snapshot.state) if snapshot else (0, {})
+    left_out = spike.left_out(step, recipe) if spike else before.get("left_out", [])
     with alone_in(folder) if main else nullcontext():
         if main:
             rewind(folder, step)
@@ -78,6 +93,7 @@ def run_phase(request: Request, dataset: Dataset, accelerator: Accelerator, *, q
             max_steps=request.max_steps,
             snapshot=snapshot,
             answers=open_answers(recipe, train_index, accelerator, fingerprints),
+            left_out=steps_of(left_out),
         )
         if run.first_step == run.last_step == finished_steps(folder):
             say(f"{folder}: all {run.last_step} steps are done. To train anew, name another --output.")
@@ -88,7 +104,6 @@ def run_phase(request: Request, dataset: Dataset, accelerator: Accelerator, *, q
             index = dataset.splits[split]
             evaluation = Evaluation(index, evaluation_loader(recipe, index, accelerator, workers))
         state = {"recipe": asdict(recipe), "fingerprints": fingerprints}
-        seconds = snapshot.state["wall_seconds"] if snapshot else 0.0
         options = {
             "main": main,
             "process": accelerator.process_index,
@@ -99,7 +114,13 @@ def run_phase(request: Request, dataset: Dataset, accelerator: Accelerator, *, q
             log.say(introduction(request, run, workers, resumed=snapshot is not None))
             if split is None:
                 log.say(f"{dataset.folder} has no split `val` or `test`: the run is not evaluated.")
-            events = Events(run, log, evaluation, state, seconds)
+            if spike:
+                first, last = left_out[-1]
+                epoch = first / run.order.steps_per_epoch
+                log.record("event", first, epoch, {**spike.event, "left_out": [first, last]})
+                log.say(f"{spike}. Gone back to step {step}; steps {first} to {last} are left out.")
+            seconds, watch = before.get("wall_seconds", 0.0), Watch(recipe.spike, before.get("losses", ()))
+            events = Events(run, log, evaluation, state, seconds=seconds, watch=watch, left_out=left_out)
             events.listen()
             try:
                 stopped = train(run, events)
@@ -142,15 +163,23 @@ def open_answers(
     return Answers(recipe, lambda: build_teacher(recipe).to(accelerator.device), store, accelerator.autocast)
 
 
-def restore(request: Request, fingerprints: dict[str, str], say: Callable[[str], None]) -> Snapshot | None:
-    """Return the checkpoint to start from, None for a fresh start.
+def restore(
+    request: Request, fingerprints: dict[str, str], say: Callable[[str], None], spike: SpikeFound | None
+) -> Snapshot | None:
+    """Return the checkpoint to start from, of before a spike if there is one; None for a fresh start.
 
     Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
     """
-    if request.resume in ("auto", "never"):
-        snapshot = checkpoint.load_newest(request.folder / "checkpoints", say)
-    else:
-        snapshot = checkpoint.load(Path(request.resume))
+    named = None if request.resume in ("auto", "never") else Path(request.resume)
+    snapshot = None
+    if spike or not named:
+
+        def fits(step: int) -> bool:
+            return not spike or spike.may_start_from(step, request.recipe)
+
+        snapshot = checkpoint.load_newest(request.folder / "checkpoints", say, fits)
+    if named and not snapshot:
+        snapshot = checkpoint.load(named)
     if snapshot is None:
         return None
     saved, wanted = identity(snapshot.state["recipe"]), identity(request.recipe)
@@ -236,7 +265,7 @@ def finish(run: Run, events: Events, folder: Path, classes: tuple[str, ...]) -> 
         "top1_ema": scores["ema"].top1 if "ema" in scores else None,
         "images_per_second": events.images_per_second,
         "wall_seconds": events.wall_seconds,
-        "views_seen": run.last_step * recipe.batch,
+        "views_seen": (run.last_step - sum(step < run.last_step for step in run.left_out)) * recipe.batch,
         "parameters": sum(total for _, total in run.by_part.values()),
         "trained_parameters": sum(trained for trained, _ in run.by_part.values()),
         "weights_sha256": weights_sha256(nets["raw"].state_dict()),

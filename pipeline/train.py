@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -41,6 +41,10 @@ class Events(Protocol):
         """
         ...
 
+    def pass_over(self, step: int) -> bool:
+        """Do what is due after a step that is left out; return True to stop here."""
+        ...
+
 
 class Micro(NamedTuple):
     """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes], a teacher's answers."""
@@ -61,6 +65,10 @@ def train(run: "Run", events: Events) -> bool:
     engine = run.engine
     engine.student.train()
     for step in range(run.first_step, run.last_step):
+        if step in run.left_out:
+            if events.pass_over(step):
+                return True
+            continue
         losses = torch.zeros(run.recipe.virtual_ranks, device=run.device)
         agreed = torch.zeros((), device=run.device)
         for micro in micro_batches(run, step, events):
@@ -98,6 +106,7 @@ class Run:
     first_step: int
     last_step: int  # where this session stops
     total_steps: int  # of the recipe: the schedule's length
+    left_out: Collection[int]  # steps that are not trained, for a spike (`pipeline/spike.py`)
     batches: Iterator[Batch]
     data_wait: float = 0.0  # seconds spent waiting for the loader
     bad: list[Bad] = field(default_factory=list)
@@ -209,6 +218,7 @@ def build(
     max_steps: int,
     snapshot: Snapshot | None,
     answers: Answers | None,
+    left_out: Collection[int] = (),
 ) -> Run:
     """Build a run, and restore it from a snapshot where there is one.  `max_steps` of 0 is the whole recipe.
 
@@ -227,14 +237,15 @@ def build(
     net.to(accelerator.device)
     blank, parts = without_weights(net), by_part(net)
     norms = BatchNorms(net)
-    engine = ENGINES[engine_of_launch()](net, recipe, accelerator, first_step)
+    updates = first_step - sum(step < first_step for step in left_out)
+    engine = ENGINES[engine_of_launch()](net, recipe, accelerator, updates)
     average = Average(recipe.ema, engine.local()) if recipe.ema.decay else None
     if snapshot:
         engine.restore_moments(snapshot.tensors["optimizer"])
         if average:
             average.tensors = {name: engine.part(name, whole) for name, whole in snapshot.tensors["ema"].items()}
     mine = hosted(recipe.virtual_ranks, accelerator.num_processes, accelerator.process_index)
-    places = Places(first_step, last_step, mine)
+    places = Places([step for step in range(first_step, last_step) if step not in left_out], mine)
     loader = load(batches, places, workers=workers, pin_memory=accelerator.device.type == "cuda")
     return Run(
         recipe=recipe,
@@ -252,5 +263,6 @@ def build(
         first_step=first_step,
         last_step=last_step,
         total_steps=total_steps,
+        left_out=left_out,
         batches=iter(loader) if first_step < last_step else iter(()),
     )

@@ -33,7 +33,7 @@ def ours(folder: Path, tars: list[str]) -> Iterator[Any]:
 
     alone = replace(RECIPE, batch=64, virtual_ranks=1)
     batches = TrainingBatches(alone, read_dataset(folder).splits["train"])
-    return iter(load(batches, Places(0, 1000, range(1)), workers=1, pin_memory=False))
+    return iter(load(batches, Places(range(1000), range(1)), workers=1, pin_memory=False))
 
 
 def theirs(folder: Path, tars: list[str]) -> Iterator[Any]:

@@ -252,14 +252,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_samples(data
         HERE, optim=replace(HERE.optim, lr=1e38, warmup_epochs=0), checkpoint=replace(HERE.checkpoint, every_steps=1)
     )
     with pytest.raises(
-        TrainingError, match=r"step \d+: the (loss|gradient) is not finite.*Samples: virtual rank"
+        TrainingError, match=r"step \d+: the (loss|gradient) is not finite.*Samples: virtual rank.*step-\d"
     ) as caught:
         train_here(dataset, tmp_path, wild)
     step = int(str(caught.value).split()[1].rstrip(":"))
-    newest = checkpoint.load(checkpoint.checkpoints(tmp_path / "checkpoints")[0]) if step else None
-    assert newest is None or newest.step <= step
+    newest = checkpoint.load(checkpoint.checkpoints(tmp_path / "checkpoints")[0])
+    assert newest.step <= step
     (event,) = metrics(tmp_path, "event")
-    assert event["event"].startswith("non-finite")
+    assert "is not finite" in event["event"]
     assert all(math.isfinite(line["loss"]) for line in metrics(tmp_path, "train"))
     assert not (tmp_path / "summary.json").exists()
 
@@ -308,7 +308,9 @@ def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
     recipe = replace(TINY, epochs=160)
     others = set(psutil.Process().children())
     batches = iter(
-        load(TrainingBatches(recipe, dataset.splits["train"]), Places(0, 800, range(3)), workers=1, pin_memory=False)
+        load(
+            TrainingBatches(recipe, dataset.splits["train"]), Places(range(800), range(3)), workers=1, pin_memory=False
+        )
     )
     (worker,) = set(psutil.Process().children()) - others
     sizes = []

@@ -1,0 +1,150 @@
+"""Spikes: what is one, and that a run without its steps is a function of the recipe still."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline import checkpoint, train
+from pipeline.config import Spike, problems
+from pipeline.request import Request
+from pipeline.run import carry_out
+from pipeline.spike import WINDOW, Watch
+from shards.dataset import Dataset
+from shards.errors import TrainingError
+from tests.conftest import HERE, metrics, run_launched, summary, traces, train_here
+from tests.pipeline.test_engines import variables
+
+STEPS = 20
+SKIPPING = replace(HERE, spike=Spike(policy="skip"))
+ROLLING = replace(HERE, spike=Spike(policy="rollback"), checkpoint=replace(HERE.checkpoint, every_steps=4, keep=1))
+
+as_seen = train.as_seen
+
+
+def poisoned(*steps: int) -> Any:
+    """Return what gives the model NaN for images at some steps, of virtual rank 1."""
+
+    def poisoning(batch: Any, *others: Any) -> torch.Tensor:
+        images = as_seen(batch, *others)
+        return images * torch.nan if batch.step in steps and batch.virtual_rank == 1 else images
+
+    return poisoning
+
+
+def trained(folder: Path) -> list[int]:
+    """Return the steps that a run has trained, counted from 0, each once for a virtual rank."""
+    steps = [line["step"] for line in traces(folder)]
+    assert sorted([*set(steps)] * 3) == steps
+    return sorted(set(steps))
+
+
+def without(*steps: int) -> list[int]:
+    return [step for step in range(STEPS) if step not in steps]
+
+
+@pytest.mark.parametrize(("recipe", "left_out"), [(SKIPPING, (9,)), (ROLLING, (8, 9))], ids=["skip", "rollback"])
+def test_a_spike_is_left_out_named_and_met_again_after_a_stop(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, left_out: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(train, "as_seen", poisoned(9))
+    unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
+    assert train_here(dataset, unbroken, recipe, trace_samples=True) == 0
+    assert trained(unbroken) == without(*left_out)
+    assert [line["step"] - 1 for line in metrics(unbroken, "train")] == without(*left_out)
+    (event,) = metrics(unbroken, "event")
+    assert event["event"] == "step 9: the loss is not finite"
+    assert event["left_out"] == [left_out[0], left_out[-1]]
+    assert list(event["samples"]) == ["1"]
+    assert summary(unbroken)["views_seen"] == (STEPS - len(left_out)) * 12
+    newest = checkpoint.checkpoints(unbroken / "checkpoints")[0]
+    assert json.loads((newest / "state.json").read_text())["left_out"] == [[left_out[0], left_out[-1]]]
+    # stopped one step before, where a checkpoint is that a rollback must not take, and once more after it
+    for step in (9, 11, STEPS):
+        train_here(dataset, stopped, recipe, max_steps=step, trace_samples=True)
+    assert summary(stopped)["weights_sha256"] == summary(unbroken)["weights_sha256"]
+    assert traces(stopped) == traces(unbroken)
+    assert metrics(stopped, "event") == [event]
+
+
+def test_a_spike_at_the_first_and_the_last_step_is_left_out(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "as_seen", poisoned(0, STEPS - 1))
+    train_here(dataset, tmp_path, SKIPPING, trace_samples=True)
+    assert trained(tmp_path) == without(0, STEPS - 1)
+    assert summary(tmp_path)["steps"] == STEPS
+
+
+def test_after_as_many_spikes_as_are_allowed_the_run_stops(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "as_seen", poisoned(3, 5, 6, 8))
+    with pytest.raises(TrainingError, match=r"step 8: the loss is not finite.*3 spikes were left out before"):
+        train_here(dataset, tmp_path, SKIPPING)
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_the_checkpoint_that_a_rollback_needs_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    for step in (5, 6, 7):
+        train_here(dataset, tmp_path, ROLLING, max_steps=step)
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [7, 4]
+
+
+SCRIPT = """import sys
+from tests.pipeline.test_spike import train_with_spikes
+train_with_spikes(*sys.argv[1:])
+"""
+
+
+def train_with_spikes(folder: str, data: str) -> None:
+    """Train under engines whose processes share weights, gradients and moments; started in a group of processes."""
+    import os
+
+    from accelerate.state import AcceleratorState, PartialState
+
+    train.as_seen = poisoned(9)
+    for engine in ("ddp", "fsdp2", "zero1", "zero3"):
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(name, None)
+        os.environ.update(variables(engine))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+        recipe = replace(ROLLING, batch=16, virtual_ranks=4, epochs=3)
+        assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
+
+
+@pytest.mark.dist
+def test_every_engine_leaves_the_same_steps_out(dataset: Dataset, tmp_path: Path) -> None:
+    script = tmp_path / "spikes.py"
+    script.write_text(SCRIPT)
+    run_launched("cpu", script, tmp_path, dataset.folder, processes=2)
+    one = metrics(tmp_path / "ddp", "train")
+    assert [line["step"] - 1 for line in one] == [*range(8), 10, 11]
+    for engine in ("fsdp2", "zero1", "zero3"):
+        other = metrics(tmp_path / engine, "train")
+        assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+        assert metrics(tmp_path / engine, "event")[0]["left_out"] == [8, 9]
+
+
+def test_a_leap_is_told_by_the_median_of_the_losses_before() -> None:
+    watch = Watch(Spike(factor=2.0))
+    for step in range(WINDOW):
+        assert watch.judge([9.0 if step == 5 else 1.0, 1.0], 1.0) == ("", [])  # too early to say
+    assert watch.judge([1.9, 1.9], 1.0) == ("", [])
+    assert watch.judge([3.0, 1.5], 1.0) == ("the loss leaps from 1 to 2.25", [0])
+    assert len(watch.losses) == WINDOW
+    assert Watch(Spike(factor=2.0), watch.losses).judge([3.0, 3.0], 1.0)[1] == [0, 1]
+    assert watch.judge([1.0, float("nan")], 1.0) == ("the loss is not finite", [1])
+    assert watch.judge([1.0, 1.0], float("inf")) == ("the gradient is not finite", [0, 1])
+
+
+def test_a_rollback_without_checkpoints_by_steps_is_refused() -> None:
+    recipe = replace(ROLLING, checkpoint=replace(HERE.checkpoint, every_steps=0))
+    assert any("--spike.policy rollback" in problem for problem in problems(recipe, None, 1))
+    assert any(
+        "every loss would leap" in problem for problem in problems(replace(HERE, spike=Spike(factor=0.5)), None, 1)
+    )
