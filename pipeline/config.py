@@ -163,6 +163,17 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """How the device computes a step: speed and memory, and no number but for rounding (docs/speed.md)."""
+
+    compile: bool = False  # torch.compile each block, or a network that has none as a whole
+    activation_checkpointing: bool = False  # of a block keep its input, and compute the rest again in the backward pass
+    channels_last: bool = False  # memory layout of the images, which convolutions keep
+    fused_optimizer: bool = True  # one kernel updates all parameters
+    tf32: bool = True  # matrix products of fp32 on a GPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spike:
     """What to do where a loss or a gradient is not finite, or a loss leaps: its samples are named in any case."""
 
@@ -193,6 +204,7 @@ class Recipe:
     ema: Ema = field(default_factory=Ema)
     eval: Eval = field(default_factory=Eval)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    compute: Compute = field(default_factory=Compute)
     spike: Spike = field(default_factory=Spike)
     log: Log = field(default_factory=Log)
     batch: int  # images of one step, over all virtual ranks
@@ -231,11 +243,9 @@ A_RUN: Final = "local-dir:"  # before the folder of a run, in the place of a mod
 HOSTING: Final = frozenset(
     {"precision", "micro_batch", "data.workers", "data.max_bad", "eval.every_epochs", "model.pretrained"}
     | {"model.checkpoint", "model.new_head", "log.every_steps", "distill.checkpoint", "distill.store", "distill.fusion"}
-    | {
-        f"{group}.{item.name}"
-        for group, kind in (("checkpoint", Checkpoint), ("spike", Spike))
-        for item in fields(kind)
-    }
+    | {f"checkpoint.{item.name}" for item in fields(Checkpoint)}
+    | {f"compute.{item.name}" for item in fields(Compute)}
+    | {f"spike.{item.name}" for item in fields(Spike)}
 )
 
 
@@ -361,6 +371,8 @@ def _of_engine(recipe: Recipe, processes: int, engine: EngineName) -> Iterator[s
         )
     if recipe.optim.name == "lamb":
         yield f"--optim.name lamb needs each parameter in one piece, which {engine} takes apart. Take DDP for it."
+    if recipe.compute.compile and engine == "zero3":
+        yield f"--compute.compile: {engine} fetches weights layer by layer, which leaves pieces to compile. Take FSDP2."
     if recipe.finetune.strategy == "gradual" and engine != "fsdp2":
         yield f"--finetune.strategy gradual: {engine} counts the steps of all parameters as one. Take DDP or FSDP2."
 

@@ -36,9 +36,9 @@ class Replicated:
     def __init__(self, net: nn.Module, recipe: Recipe, accelerator: Accelerator, step: int) -> None:
         self.net = net
         self.accelerator = accelerator
-        self.student = self._share(Student(net))
+        self.student = self._share(Student(net, recipe.compute))
         # after the sharing, which may have put other parameters into the net
-        self.optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), step)
+        self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune), step)
 
     def _share(self, student: Student) -> nn.Module:
         with warnings.catch_warnings():
@@ -155,9 +155,9 @@ class Zero(Replicated):
         self.net = net
         self.accelerator = accelerator
         self._recipe = recipe
-        student = Student(net)
+        student = Student(net, recipe.compute)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
-        optimizer = build_optimizer(net, recipe.optim, rate_scales(net, recipe.finetune), step)
+        optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune), step)
         settings = deepspeed_settings()
         self._stage: int = settings["zero_optimization"]["stage"]
         self._parameters = dict(net.named_parameters())  # DeepSpeed keeps them, and takes their memory apart

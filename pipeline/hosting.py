@@ -91,7 +91,7 @@ def resolve_precision(precision: Literal["auto", "bf16", "fp32"]) -> Literal["bf
     return "bf16" if native else "fp32"
 
 
-def build_accelerator(precision: Literal["bf16", "fp32"]) -> Accelerator:
+def build_accelerator(precision: Literal["bf16", "fp32"], *, tf32: bool = True) -> Accelerator:
     """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
     on_cpu = not torch.accelerator.is_available()
     # buffers are equal everywhere already, batch norm's by `pipeline/batch_norm.py`
@@ -110,7 +110,8 @@ def build_accelerator(precision: Literal["bf16", "fp32"]) -> Accelerator:
     # one algorithm, chosen without timing: with the same hosting a resumed run is equal bit for bit
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for on a GPU
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
     return accelerator
 
 

@@ -19,7 +19,7 @@ from timm.models.vgg import _filter_fn as vgg_names
 from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
-from pipeline.config import Model, Recipe
+from pipeline.config import Compute, Model, Recipe
 from pipeline.finetune import add_head_norm, classifier_names, freeze, frozen_modules
 from pipeline.randomness import Purpose, generator, uniforms
 from shards.errors import BadRequest
@@ -31,6 +31,10 @@ def build_student(recipe: Recipe, *, head_alone: bool = False) -> nn.Module:
     Raises BadRequest where it cannot be had. `head_alone` is the first phase of gradual fine-tuning.
     """
     net = build_model(recipe.model, recipe.data.classes, recipe.seed)
+    if recipe.compute.activation_checkpointing:
+        if not isinstance(net, VisionTransformer):  # in whose blocks there is no batch norm to count images twice
+            raise BadRequest([f"--compute.activation-checkpointing is for ViTs, which {recipe.model.name} is not."])
+        net.set_grad_checkpointing()
     if recipe.finetune.head_norm:
         add_head_norm(net)
     freeze(net, recipe.finetune, head_alone=head_alone)
@@ -167,13 +171,14 @@ class KeyedDropPath(nn.Module):
 
 
 class Student(nn.Module):
-    """A timm model whose stochastic depth is drawn by view key."""
+    """A timm model whose stochastic depth is drawn by view key, computed as asked."""
 
     drop_rates: Tensor  # [D]
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, compute: Compute | None = None) -> None:
         super().__init__()
         self.net = net
+        self.layout = torch.channels_last if compute and compute.channels_last else torch.contiguous_format
         for name, module in list(net.named_modules()):
             if isinstance(module, DropPath):
                 parent, _, child = name.rpartition(".")
@@ -182,6 +187,10 @@ class Student(nn.Module):
         self.drop_paths = [module for module in net.modules() if isinstance(module, KeyedDropPath)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
         self.register_buffer("drop_rates", rates, persistent=False)
+        if compute and compute.compile:
+            # by block: one compilation serves all, and engines exchange a block's gradients when it is done
+            for part in getattr(net, "blocks", [net]):
+                part.compile()
 
     def train(self, mode: bool = True) -> "Student":
         """Set the mode of what is trained; what is not stays in evaluation mode."""
@@ -196,7 +205,7 @@ class Student(nn.Module):
             kept = uniforms(keys, Purpose.DROP_PATH, len(self.drop_paths)) >= self.drop_rates  # [B, D]
             for module, scale in zip(self.drop_paths, (kept / (1 - self.drop_rates)).unbind(1), strict=True):
                 module.scale = scale
-        return heads(self.net, images)
+        return heads(self.net, images.contiguous(memory_format=self.layout))
 
 
 def on_paper(recipe: Recipe) -> nn.Module:

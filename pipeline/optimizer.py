@@ -7,17 +7,18 @@ import torch
 from timm.optim import Lamb, param_groups_weight_decay
 from torch import Tensor, nn
 
-from pipeline.config import Optim
+from pipeline.config import Recipe
 
 
 def build_optimizer(
-    net: nn.Module, settings: Optim, scales: Mapping[str, float], step: int = 0
+    net: nn.Module, recipe: Recipe, scales: Mapping[str, float], step: int = 0
 ) -> torch.optim.Optimizer:
     """Return the optimizer of a timm model that has taken `step` steps; `scales` are shares of the rate, by name.
 
     Weight decay skips biases, 1-D parameters and what the model names (tokens, position embeddings): timm's rule,
     as in DeiT.
     """
+    settings, fused = recipe.optim, recipe.compute.fused_optimizer
     skipped: Collection[str] = getattr(net, "no_weight_decay", set)()
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups: list[dict[str, Any]] = []
@@ -28,12 +29,12 @@ def build_optimizer(
         for scale, parameters in by_scale.items():
             groups.append({**decayed, "params": parameters, "lr_scale": scale})
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=fused)
     if settings.name == "lamb":  # timm's counts its steps in the groups, where no checkpoint looks
         counted = [{**group, "step": torch.tensor(float(step))} for group in groups]
         return Lamb(counted, lr=settings.lr, betas=settings.betas)
     kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
-    return kind(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    return kind(groups, lr=settings.lr, betas=settings.betas, fused=fused)
 
 
 def update(optimizer: torch.optim.Optimizer, *, lr: float, clip: float) -> Tensor:

@@ -48,7 +48,7 @@ LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", 
 
 def run_recipe(request: Request, dataset: Dataset, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
-    accelerator = build_accelerator(resolve_precision(request.recipe.precision))
+    accelerator = build_accelerator(resolve_precision(request.recipe.precision), tf32=request.recipe.compute.tf32)
     spike: SpikeFound | None = None
     while True:
         try:

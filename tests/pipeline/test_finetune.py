@@ -100,7 +100,9 @@ def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
     net = build_model(TINY.model, 4, seed=0)
     before = {name: value.detach().clone() for name, value in net.named_parameters()}
     scales = rate_scales(net, Finetune(rates="geometric", decay=0.5))
-    optimizer = build_optimizer(net, Optim(name="sgd", lr=1, momentum=0.0, weight_decay=0.0), scales)
+    optimizer = build_optimizer(
+        net, replace(TINY, optim=Optim(name="sgd", lr=1, momentum=0.0, weight_decay=0.0)), scales
+    )
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     update(optimizer, lr=0.1, clip=0.0)
@@ -117,7 +119,7 @@ def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_m
     assert not any(module.training for module in net.blocks[0].modules())
     student(torch.zeros(2, 3, 16, 16), torch.arange(2)).sum().backward()
     assert {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {"blocks", "head"}
-    groups = build_optimizer(net, TINY.optim, rate_scales(net, Finetune())).param_groups
+    groups = build_optimizer(net, TINY, rate_scales(net, Finetune())).param_groups
     held = sum(parameter.numel() for group in groups for parameter in group["params"])
     assert held == sum(some for some, _ in by_part(net).values())
     assert net.blocks[0] in frozen_modules(net)

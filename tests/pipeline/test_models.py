@@ -123,7 +123,7 @@ def test_in_eval_mode_the_student_is_the_timm_model() -> None:
 def test_weight_decay_skips_biases_norms_tokens_and_positions() -> None:
     net = build_model(Model(name="deit_tiny_distilled_patch16_224", img_size=32), 4, seed=0)
     names = {parameter: name for name, parameter in net.named_parameters()}
-    groups = build_optimizer(net, TINY.optim, rate_scales(net, TINY.finetune)).param_groups
+    groups = build_optimizer(net, TINY, rate_scales(net, TINY.finetune)).param_groups
     skipped = {names[parameter] for group in groups if not group["weight_decay"] for parameter in group["params"]}
     assert {"cls_token", "dist_token", "pos_embed", "head.bias", "blocks.0.norm1.weight"} <= skipped
     assert all(name.endswith(("bias", "token", "pos_embed")) or "norm" in name for name in skipped)

@@ -1,0 +1,84 @@
+"""How a step is computed changes its speed and memory, and no number but for rounding."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState, PartialState
+
+from pipeline.config import Compute, Model, problems
+from pipeline.request import Request
+from pipeline.run import carry_out
+from shards.dataset import Dataset
+from shards.errors import BadRequest
+from tests.conftest import HERE, metrics, run_launched, train_here
+from tests.pipeline.test_engines import RECIPE, variables
+
+CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf"))
+SETTINGS = {
+    "plain": Compute(fused_optimizer=False, tf32=False),
+    "checkpointed": Compute(activation_checkpointing=True),
+    "channels_last": Compute(channels_last=True),
+    "compiled": Compute(compile=True),
+}
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in metrics(folder, "train")]
+
+
+@pytest.fixture(scope="module")
+def usual(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("usual")
+    train_here(dataset, folder, CONVOLUTIONS)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # in torch._dynamo
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_gives_the_same_losses(dataset: Dataset, usual: Path, tmp_path: Path, name: str) -> None:
+    train_here(dataset, tmp_path, CONVOLUTIONS, max_steps=2)
+    train_here(dataset, tmp_path, replace(CONVOLUTIONS, compute=SETTINGS[name]))  # a run may go on in another way
+    assert losses(tmp_path) == pytest.approx(losses(usual), rel=1e-4)
+
+
+COMPILING = ("ddp", "fsdp2", "zero2")
+SCRIPT = """import sys
+from tests.pipeline.test_compute import train_compiled
+train_compiled(*sys.argv[1:])
+"""
+
+
+def train_compiled(folder: str, data: str) -> None:
+    """Train compiled and checkpointed under the engines, started in a group of processes."""
+    for engine in COMPILING:
+        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
+            os.environ.pop(name, None)
+        os.environ.update(variables(engine))
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+        faster = Compute(compile=True, activation_checkpointing=True, channels_last=True)
+        recipe = replace(RECIPE, epochs=1, compute=faster)
+        assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
+
+
+@pytest.mark.dist
+def test_every_engine_compiles_and_checkpoints(dataset: Dataset, tmp_path: Path) -> None:
+    script = tmp_path / "compiled.py"
+    script.write_text(SCRIPT)
+    run_launched("cpu", script, tmp_path, dataset.folder, processes=2)
+    train_here(dataset, tmp_path / "usual", replace(RECIPE, epochs=1))
+    for engine in COMPILING:
+        assert losses(tmp_path / engine) == pytest.approx(losses(tmp_path / "usual"), rel=1e-4)
+
+
+def test_a_step_in_pieces_is_not_compiled() -> None:
+    recipe = replace(HERE, compute=Compute(compile=True))
+    assert any("--compute.compile" in problem for problem in problems(recipe, None, 3, "zero3"))
+
+
+def test_activation_checkpointing_of_what_has_no_blocks_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = replace(HERE, model=Model(name="resnet18"), compute=Compute(activation_checkpointing=True))
+    with pytest.raises(BadRequest, match="activation-checkpointing is for ViTs, which resnet18 is not"):
+        train_here(dataset, tmp_path, recipe)
