@@ -253,7 +253,7 @@ class MakePlan:
     nodes: int = 1
     gpus_per_node: int = 8
     engine: EngineName = "ddp"
-    images_per_second: float = 0.0  # of one GPU, as --dry-run measures it; 0: not known
+    images_per_second: float = 0.0  # of one GPU; 0: what --dry-run measured into the same --output, if it did
     link: float = 12.5  # GB/s that a node sends to another
     price: float = 0.0  # of a GPU-hour, in any currency
     precision: Literal["bf16", "fp32"] = "bf16"  # of the activations
@@ -264,15 +264,18 @@ class MakePlan:
         from launch.plan import Cluster, make_plan, show
         from launch.recipes import load_recipe
         from pipeline.config import problems
+        from pipeline.rehearsal import measured_speed
         from pipeline.request import check, parse
 
         request = parse(load_recipe(self.recipe), arguments)
         found, dataset = check(replace(request, dry_run=True))
+        speed, measured = (self.images_per_second, "") if self.images_per_second else measured_speed(request)
         cluster = Cluster(
             nodes=self.nodes,
             gpus_per_node=self.gpus_per_node,
             engine=self.engine,
-            images_per_second=self.images_per_second,
+            images_per_second=speed,
+            measured=measured,
             link=self.link,
             price=self.price,
             bf16=self.precision == "bf16",
@@ -312,16 +315,20 @@ class Slurm:
         from launch.recipes import recipe_file
         from launch.slurm import Resources, job_script, sbatch
         from pipeline.config import problems
+        from pipeline.hosting import engine_of_config
         from pipeline.request import check, parse
 
         path, recipe = recipe_file(self.recipe)
         request = parse(recipe, arguments)
         found, dataset = check(request)
         processes = self.processes_per_node or max(1, self.gpus_per_node)
-        configs = sorted(path.stem for path in (Path(__file__).parent / "configs").glob("*.yaml"))
-        if self.config not in configs:
+        configs = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
+        engine: EngineName = "ddp"
+        if self.config in configs:
+            engine = engine_of_config(configs[self.config])
+        else:
             found.append(f"--config {self.config}: not one of {', '.join(configs)}.")
-        found += [p for p in problems(request.recipe, dataset, self.nodes * processes) if p not in found]
+        found += [p for p in problems(request.recipe, dataset, self.nodes * processes, engine) if p not in found]
         if found:
             raise BadRequest(found)
         resources = Resources(

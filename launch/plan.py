@@ -30,6 +30,7 @@ class Cluster:
     engine: EngineName = "ddp"
     link: float = 12.5  # bytes/s times 1e9 that a node sends to another
     images_per_second: float = 0.0  # of one GPU; 0: not known
+    measured: str = ""  # where that comes from, if not from the user
     price: float = 0.0  # of a GPU-hour
     bf16: bool = True
 
@@ -120,9 +121,9 @@ def show(recipe: Recipe, cluster: Cluster, plan: Plan) -> None:
          f"{cluster.link} GB/s"),
     ]  # fmt: skip
     if plan.hours is None:
-        rows.append(("hours", "not known: say --images-per-second of one GPU (--dry-run on one measures it)"))
+        rows.append(("hours", "not known: say --images-per-second of one GPU, or --dry-run the recipe on one"))
     else:
-        rows.append(("hours", f"{plan.hours:,.1f} at {cluster.images_per_second:g} images/s a GPU"))
+        rows.append(("hours", f"{plan.hours:,.1f} at {cluster.images_per_second:.4g} images/s a GPU{cluster.measured}"))
         rows.append(("GPU-hours", f"{plan.gpu_hours:,.0f}" + (f", {plan.cost:,.0f} in all" if plan.cost else "")))
     for row in rows:
         table.add_row(*row)
@@ -179,7 +180,12 @@ def activations(recipe: Recipe, *, bf16: bool) -> tuple[int, int]:
     settings = replace(recipe, model=replace(recipe.model, checkpoint="", pretrained=False))
     student = Student(build_student(settings)).train()
     two, four = (kept_bytes(student, recipe.model.img_size, images, bf16=bf16) for images in (2, 4))
-    return (four - two) // 2, 2 * two - four
+    image, beside = (four - two) // 2, 2 * two - four
+    if recipe.compute.activation_checkpointing:  # in the backward pass a block at a time keeps what it else would
+        keeping = replace(recipe, compute=replace(recipe.compute, activation_checkpointing=False))
+        blocks = len(list(student.net.get_submodule("blocks").children()))
+        image += activations(keeping, bf16=bf16)[0] // blocks
+    return image, beside
 
 
 def kept_bytes(student: Student, size: int, images: int, *, bf16: bool) -> int:

@@ -13,6 +13,8 @@ from typing import Any, Final, Literal
 import psutil
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 
 from pipeline.config import EngineName
 from shards.errors import BadRequest, TrainingError
@@ -40,19 +42,32 @@ def engine_of_launch() -> EngineName:
         if os.environ.get("FSDP_VERSION", "1") != "2":
             raise BadRequest(["the launcher's configuration asks for FSDP 1; take launch/configs/fsdp2.yaml."])
         return "fsdp2"
-    if not deepspeed:
-        return "ddp"
+    return zero_of(deepspeed_settings()) if deepspeed else "ddp"
+
+
+def engine_of_config(path: Path) -> EngineName:
+    """Return the engine that a configuration file for `accelerate launch` names."""
+    config: Any = load_config_from_file(str(path))
+    if config.distributed_type == DistributedType.FSDP:
+        return "fsdp2"
+    if config.distributed_type == DistributedType.DEEPSPEED:
+        return zero_of(deepspeed_settings(config.deepspeed_config["deepspeed_config_file"]))
+    return "ddp"
+
+
+def zero_of(settings: dict[str, Any]) -> EngineName:
+    """Return the stage of ZeRO that DeepSpeed's settings ask for."""
     names: dict[int, EngineName] = {1: "zero1", 2: "zero2", 3: "zero3"}
-    return names[deepspeed_settings()["zero_optimization"]["stage"]]
+    return names[settings["zero_optimization"]["stage"]]
 
 
-def deepspeed_settings() -> dict[str, Any]:
-    """Return DeepSpeed's settings, of the JSON file that the launcher's configuration names.
+def deepspeed_settings(file: str = "") -> dict[str, Any]:
+    """Return DeepSpeed's settings, of a JSON file or else the one that the launcher's configuration names.
 
     Its path is relative to where the launcher was started, or else to this repository. Raises BadRequest where it
     asks for no stage of ZeRO.
     """
-    path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
+    path = Path(file or os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
     try:
         settings: dict[str, Any] = json.loads((path if path.exists() else REPOSITORY / path).read_text())
         if settings["zero_optimization"]["stage"] not in (1, 2, 3):

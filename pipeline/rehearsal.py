@@ -2,7 +2,7 @@
 
 What is made smaller is the batch, where the machine has no accelerator, and the evaluation; model, augmentation,
 optimizer, checkpoint and resume are the run's own. Published weights are not fetched: random ones take their place.
-Nothing is kept.
+Nothing is kept but what was measured, in `rehearsal.json` of the run's folder, for `vitrail plan`.
 """
 
 import json
@@ -10,7 +10,7 @@ import resource
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -18,18 +18,20 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.batch import order_on
-from pipeline.config import Recipe
-from pipeline.hosting import hosted, processes_of_launch, resolve_precision
+from pipeline.config import Recipe, flatten
+from pipeline.hosting import cores_per_process, hosted, processes_of_launch, resolve_precision
 from pipeline.models import on_paper, parameter_count
 from pipeline.request import Request
 from pipeline.session import DONE, run_recipe
 from pipeline.teacher import write_random_weights
 from shards.dataset import Dataset
+from shards.files import write_json
 from shards.synthetic import make_dataset
 
 STEPS: Final = 4  # the first warms up and is not timed; before the last the run is stopped and resumed
 IMAGES_ON_CPU: Final = 4  # of a virtual rank in a step, where there is no accelerator
 EVALUATED: Final = 16  # images
+KEPT: Final = "rehearsal.json"
 
 
 def rehearse(request: Request, dataset: Dataset | None) -> int:
@@ -59,8 +61,40 @@ def rehearse(request: Request, dataset: Dataset | None) -> int:
             part = replace(request, recipe=recipe, data=data, output=str(output), max_steps=last_step, resume="auto")
             run_recipe(part, dataset, quiet=True)
         if process == 0:
-            report(request.recipe, recipe, images, output)
+            speed = report(request.recipe, recipe, images, output)
+            request.folder.mkdir(parents=True, exist_ok=True)
+            kept = {
+                "images_per_second": speed / processes,
+                "device": device_name(),
+                "computed": computed(request.recipe),
+            }
+            write_json(request.folder / KEPT, kept)
     return DONE
+
+
+def measured_speed(request: Request) -> tuple[float, str]:
+    """Return the images/s of one process that a rehearsal of this request measured, and where; 0 where none did."""
+    path = request.folder / KEPT
+    if not path.exists():
+        return 0.0, ""
+    kept = json.loads(path.read_text())
+    if kept["computed"] != computed(request.recipe):
+        return 0.0, ""
+    return kept["images_per_second"], f", as rehearsed on {kept['device']}"
+
+
+def computed(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that the speed of a rehearsal depends on, and what they were."""
+    groups = ("model.", "distill.", "finetune.", "compute.", "precision", "micro_batch")
+    of_weights = ("model.pretrained", "model.checkpoint", "model.new_head", "distill.checkpoint")
+    return {
+        name: value for name, value in flatten(recipe).items() if name.startswith(groups) and name not in of_weights
+    }
+
+
+def device_name() -> str:
+    """Return what a process computes on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{cores_per_process()} CPU cores"
 
 
 def smaller(recipe: Recipe, processes: int) -> Recipe:
@@ -80,8 +114,8 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
     )
 
 
-def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None:
-    """Print what was measured, and the full run that follows from it."""
+def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> float:
+    """Print what was measured, and the full run that follows from it; return the images/s of all processes."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     timed = [line for line in lines if line["kind"] == "train"][1 : STEPS - 1]
     speed = sum(line["images_per_second"] for line in timed) / len(timed)
@@ -123,6 +157,7 @@ def report(recipe: Recipe, rehearsed: Recipe, images: int, output: Path) -> None
     ):
         table.add_row(*row)
     Console().print(table)
+    return speed
 
 
 def measure(recipe: Recipe) -> tuple[int, int]:

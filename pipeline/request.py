@@ -33,7 +33,9 @@ class Request:
     output: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # the run's folder; default: runs/RECIPE
     max_steps: int = 0  # stop after this step of the schedule; 0: at its end
     resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # PATH: one checkpoint folder
-    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, nothing kept
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = (
+        False  # rehearse on this machine: a few steps, the speed alone is kept
+    )
     trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
 
     @property

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
+from pipeline.rehearsal import measured_speed
 from pipeline.request import Request
 from pipeline.run import carry_out
 from pipeline.session import alone_in
@@ -321,7 +322,7 @@ def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
     assert max(grown) < 8e6
 
 
-def test_the_rehearsal_takes_true_steps_and_keeps_nothing(
+def test_the_rehearsal_takes_true_steps_and_keeps_the_speed_alone(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -331,4 +332,9 @@ def test_the_rehearsal_takes_true_steps_and_keeps_nothing(
         shown = capsys.readouterr().out
         for words in ("GFLOPs", "images/s", "data wait", "peak memory", "20 steps: 4 epochs of 5 steps", "hours"):
             assert words in shown
-    assert list(tmp_path.iterdir()) == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs/tiny/rehearsal.json"]
+    speed, where = measured_speed(Request(recipe=HERE))
+    assert speed > 0
+    assert "CPU cores" in where
+    assert measured_speed(Request(recipe=replace(HERE, precision="bf16"))) == (0.0, "")  # of another computation
+    assert measured_speed(Request(recipe=HERE, output="elsewhere")) == (0.0, "")

@@ -32,6 +32,9 @@ def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dat
     refused = vitrail(*job, *recipe, code=2, env=slurm.environment).stderr
     assert "72 processes cannot host --virtual-ranks 3" in refused
     assert "/proc/nowhere" in refused
+    job = ["slurm", script, "--nodes", 2, "--gpus-per-node", 1, "--config", "deepspeed_zero1"]
+    refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    assert "2 processes cannot host --virtual-ranks 3 under zero1" in refused
     job = ["slurm", script, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
     refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "sbatch refuses the job" in refused

@@ -1,26 +1,42 @@
-"""slurm/shards.sbatch on a real controller."""
+"""slurm/shards.sbatch and slurm/teach.sbatch on a real controller: arrays of jobs that share one work."""
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from shards.dataset import read_dataset, verify_split
-from tests.conftest import ROOT
+from pipeline.config import Distill
+from pipeline.teacher import write_random_weights
+from shards.dataset import Dataset, read_dataset, verify_split
+from tests.conftest import ROOT, TINY
 from tests.slurm.conftest import Slurm, wait_for
 
 pytestmark = [pytest.mark.dist]
 
 
-def test_tasks_of_an_array_build_one_data_set(slurm: Slurm, tmp_path: Path) -> None:
-    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = ["sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--chdir={tmp_path}"]
-    command += [str(ROOT / "slurm/shards.sbatch"), "digits", str(tmp_path / "digits"), "--samples-per-shard", "400"]
-    slurm.run(*command, environment=environment)
+def submit(slurm: Slurm, folder: Path, script: str, *arguments: object) -> str:
+    """Submit an array of three tasks, wait for its end, and return what its tasks said."""
+    environment = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--chdir={folder}", "--output=said-%a.out"]
+    slurm.run(*command, str(ROOT / "slurm" / script), *map(str, arguments), environment=environment)
     wait_for(lambda: not slurm.run("squeue", "-h"), "the array to end", 120)
-    said = "".join(path.read_text() for path in tmp_path.glob("vitrail-shards-*.out"))
+    return "".join(path.read_text() for path in folder.glob("said-*.out"))
+
+
+def test_tasks_of_an_array_build_one_data_set(slurm: Slurm, tmp_path: Path) -> None:
+    said = submit(slurm, tmp_path, "shards.sbatch", "digits", tmp_path / "digits", "--samples-per-shard", 400)
     assert said.count("the last one to end writes dataset.json") == 2, said
     dataset = read_dataset(tmp_path / "digits")
     assert {name: len(index) for name, index in dataset.splits.items()} == {"train": 1437, "test": 360}
     assert not [problem for index in dataset.splits.values() for problem in verify_split(index)]
+
+
+def test_tasks_of_an_array_fill_one_store(slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path) -> None:
+    weights, store = tmp_path / "teacher.safetensors", tmp_path / "store"
+    write_random_weights(replace(TINY, distill=Distill(teacher="resnet20_cifar")), weights)
+    teacher = ("--distill.teacher", "resnet20_cifar", "--distill.no-token", "--distill.checkpoint", weights)
+    said = submit(slurm, tmp_path, "teach.sbatch", script, "--data", dataset.folder, *teacher, "--distill.store", store)
+    assert said.count("views answered") == 3, said
+    assert len(list(store.rglob("*.bin"))) == 12  # 4 epochs of 3 virtual ranks, all whole
