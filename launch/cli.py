@@ -294,6 +294,38 @@ class MakePlan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MakeDrill:
+    """Break a minute of your own run with signals, kills, a torn file, a full disk and a vanished shard.
+
+    Takes the recipe's own fields too: --data, --batch, ...; without --data the images are made up. Says what survived.
+    """
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    config: str = ""  # of launch/configs; empty: cpu, or ddp_8gpu where there is a GPU
+    processes: int = 0  # 0: one a GPU; two, where there is none
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table; return 1 if something did not survive."""
+        import torch
+
+        from launch.drill import drill
+        from launch.recipes import load_recipe
+        from pipeline.config import problems
+        from pipeline.request import check, parse
+
+        request = parse(load_recipe(self.recipe), arguments)
+        found, dataset = check(replace(request, dry_run=True))
+        config = self.config or ("ddp_8gpu" if torch.accelerator.is_available() else "cpu")
+        processes = self.processes or min(torch.accelerator.device_count() or 2, request.recipe.virtual_ranks)
+        engine = engine_named(config, found)
+        found += [p for p in problems(request.recipe, dataset, processes, engine) if p not in found]
+        if found:
+            raise BadRequest(found)
+        return drill(request, dataset, self.recipe, arguments, config, processes)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slurm:
     """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
 
@@ -315,19 +347,13 @@ class Slurm:
         from launch.recipes import recipe_file
         from launch.slurm import Resources, job_script, sbatch
         from pipeline.config import problems
-        from pipeline.hosting import engine_of_config
         from pipeline.request import check, parse
 
         path, recipe = recipe_file(self.recipe)
         request = parse(recipe, arguments)
         found, dataset = check(request)
         processes = self.processes_per_node or max(1, self.gpus_per_node)
-        configs = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
-        engine: EngineName = "ddp"
-        if self.config in configs:
-            engine = engine_of_config(configs[self.config])
-        else:
-            found.append(f"--config {self.config}: not one of {', '.join(configs)}.")
+        engine = engine_named(self.config, found)
         found += [p for p in problems(request.recipe, dataset, self.nodes * processes, engine) if p not in found]
         if found:
             raise BadRequest(found)
@@ -374,9 +400,21 @@ Verb = (
     | Annotated[Teach, tyro.conf.subcommand("teach")]
     | Annotated[Ladder, tyro.conf.subcommand("ladder")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+    | Annotated[MakeDrill, tyro.conf.subcommand("drill")]
     | Annotated[MakePlan, tyro.conf.subcommand("plan")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm")]
 )
+
+
+def engine_named(config: str, found: list[str]) -> EngineName:
+    """Return the engine of one of launch/configs; add to what was found wrong if there is no such one."""
+    from pipeline.hosting import engine_of_config
+
+    configs = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
+    if config in configs:
+        return engine_of_config(configs[config])
+    found.append(f"--config {config}: not one of {', '.join(configs)}.")
+    return "ddp"
 
 
 def show(dataset: Dataset) -> None:
@@ -403,7 +441,9 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(verb, Teach | Ladder | Doctor | MakePlan | Slurm):  # a recipe's own fields come after theirs
+        if isinstance(
+            verb, Teach | Ladder | Doctor | MakeDrill | MakePlan | Slurm
+        ):  # a recipe's own fields come after theirs
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])

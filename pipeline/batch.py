@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipeline.augment import augment, center, erase_box
 from pipeline.config import Model, Recipe
@@ -195,15 +196,34 @@ class Places(Sampler[tuple[int, int]]):
         return ((step, rank) for step in self.steps for rank in self.hosted)
 
 
+class Loader(DataLoader[Any]):
+    """torch's loader, whose workers end with an iterator that failed.
+
+    They ignore the signal that would end them at exit, which would wait for them; and the error of a worker holds on
+    to the iterator whose end would end them.
+    """
+
+    def __iter__(self) -> Any:
+        return self._ended(super().__iter__())
+
+    @staticmethod
+    def _ended(batches: Any) -> Iterator[Any]:
+        try:
+            yield from batches
+        finally:
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+
 LOOK_AHEAD: Final = 4  # batches that a loader worker prepares before they are asked for
 
 
-def load(batches: Dataset[Any], places: Any, *, workers: int, pin_memory: bool) -> DataLoader[Any]:
+def load(batches: Dataset[Any], places: Any, *, workers: int, pin_memory: bool) -> Loader:
     """Return the loader of prepared batches: uint8 through shared memory, bounded look-ahead.
 
     Its workers live as long as one iterator: for training that is the whole run.
     """
-    return DataLoader(
+    return Loader(
         batches,
         batch_size=None,  # an item is a batch already
         collate_fn=as_it_is,

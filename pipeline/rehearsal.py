@@ -18,7 +18,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.batch import order_on
-from pipeline.config import Recipe, flatten
+from pipeline.config import A_RUN, Distill, Recipe, flatten
 from pipeline.hosting import cores_per_process, hosted, processes_of_launch, resolve_precision
 from pipeline.models import on_paper, parameter_count
 from pipeline.request import Request
@@ -40,21 +40,17 @@ def rehearse(request: Request, dataset: Dataset | None) -> int:
     recipe = smaller(request.recipe, processes)
     with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as shared:
         scratch = Path(shared)
-        made_up = dataset is None
-        if dataset is None:
-            samples = {"train": max(recipe.batch * 2, 64), "val": EVALUATED}
-            size = round(recipe.model.img_size / recipe.eval.crop_ratio)
-            dataset = make_dataset(scratch / "data", classes=recipe.data.classes, size=size, samples=samples)
-        images = request.recipe.data.images if made_up else len(dataset.splits["train"])
+        images = len(dataset.splits["train"]) if dataset else request.recipe.data.images
+        data = request.data if dataset else "made-up images"
+        dataset = dataset or made_up(recipe, scratch / "data")
         dataset = replace(dataset, splits={name: index.head(EVALUATED) if name != "train" else index
                                            for name, index in dataset.splits.items()})  # fmt: skip
-        if recipe.distill.teacher and not recipe.distill.checkpoint:
+        if lacks_weights(recipe.distill):
             write_random_weights(recipe, scratch / "teacher.safetensors")
             stand_in = replace(recipe.distill, checkpoint=str(scratch / "teacher.safetensors"))
             recipe = replace(recipe, distill=stand_in)
         output = scratch / "run"
         output.mkdir()
-        data = "made-up images" if made_up else request.data
         if process == 0:
             print(f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {data} ...", flush=True)
         for last_step in (STEPS - 1, STEPS):
@@ -70,6 +66,18 @@ def rehearse(request: Request, dataset: Dataset | None) -> int:
             }
             write_json(request.folder / KEPT, kept)
     return DONE
+
+
+def made_up(recipe: Recipe, folder: Path) -> Dataset:
+    """Make a data set of noise that a recipe can take steps on."""
+    samples = {"train": max(recipe.batch * 2, 64), "val": EVALUATED}
+    size = round(recipe.model.img_size / recipe.eval.crop_ratio)
+    return make_dataset(folder, classes=recipe.data.classes, size=size, samples=samples)
+
+
+def lacks_weights(distill: Distill) -> bool:
+    """Return whether a teacher's weights would have to be fetched."""
+    return bool(distill.teacher) and not distill.checkpoint and not distill.teacher.startswith(A_RUN)
 
 
 def measured_speed(request: Request) -> tuple[float, str]:

@@ -6,6 +6,8 @@ checkpoint saved, start it again.
 
 import sys
 import traceback
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -17,11 +19,12 @@ from pipeline.session import FAILED, WRONG, run_recipe
 from shards.errors import BadRequest, VitrailError
 
 
-def main(recipe: Recipe) -> None:
-    """Run a recipe as the command line asks, and exit."""
+def main(recipe: Recipe, adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> None:
+    """Run a recipe as the command line asks, and exit.  `adapt` changes what the command line makes of it."""
     _, process = processes_of_launch()
     try:
-        code = carry_out(parse(recipe, sys.argv[1:], speaks=process == 0))
+        request = parse(recipe, sys.argv[1:], speaks=process == 0)
+        code = carry_out(replace(request, recipe=adapt(request.recipe)))
     except BadRequest as error:
         code = WRONG
         if process == 0:

@@ -130,7 +130,7 @@ def run_launched(config: str, script: Path, *arguments: Any, processes: int) -> 
 
 
 def vitrail(
-    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None, seconds: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `vitrail` as a user does and check its exit code."""
     done = subprocess.run(
@@ -139,7 +139,7 @@ def vitrail(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=seconds,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
