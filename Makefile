@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
 test: $(VENV)/installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup  # the two lanes of tests/conftest.py
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check
@@ -27,6 +27,9 @@ check: $(VENV)/installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/installed
+	$(BIN)/vitrail bench loader deit_small
+	$(BIN)/vitrail bench step deit_tiny
+	$(BIN)/vitrail bench recipe deit_tiny
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
 
 # sources of its data: for `vitrail shards build`, and resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10

@@ -5,16 +5,19 @@ import os
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config import EngineName
+from pipeline.config import EngineName, Recipe
 from shards.build import build
 from shards.dataset import Dataset, index_dataset, read_dataset, verify_split
 from shards.errors import BadRequest, SourceError, VitrailError
+
+if TYPE_CHECKING:
+    from launch.bench import Measured
 
 Json = tyro.conf.FlagCreatePairsOff[bool]
 
@@ -223,6 +226,7 @@ class Ladder:
 class Doctor:
     """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, shards.
 
+    Under a launcher (accelerate launch -m launch.cli doctor ...) the all-reduce is over its processes, on all nodes.
     Takes the recipe's own fields too: --data, --output, --data.workers, ...
     """
 
@@ -233,11 +237,13 @@ class Doctor:
         """Print a table; return 1 if something is bad."""
         from launch.doctor import examine, show
         from launch.recipes import load_recipe
+        from pipeline.hosting import processes_of_launch
         from pipeline.request import parse
 
         request = parse(load_recipe(self.recipe), arguments)
         findings = examine(request.recipe, request.data, request.folder)
-        show(findings)
+        if processes_of_launch()[1] == 0:
+            show(findings)
         return 1 if any(finding.well is False for finding in findings) else 0
 
 
@@ -374,6 +380,75 @@ class Slurm:
         return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchLoader:
+    """Views/s of the loader alone, against webdataset with timm's transforms on the same tars."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratio."""
+        from launch.bench import bench_loader
+
+        return tell([bench_loader(*to_bench(self.recipe, arguments))], as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchStep:
+    """Images/s of steps on one batch, with each setting of --compute and in both precisions."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratios."""
+        from launch.bench import bench_step
+
+        return tell([bench_step(to_bench(self.recipe, arguments)[0])], as_json=self.json)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecipe:
+    """Images/s of the training loop from shards: against a bare loop (bf16), and against timm's training (fp32)."""
+
+    recipe: tyro.conf.Positional[str]
+    """Name or file of a recipe"""
+    loader_cores: int = 0  # cores that loader workers have for themselves, as beside a GPU; 0: all share all
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratios."""
+        from launch.bench import ALL_CORES, bench_recipe
+
+        if not 0 <= self.loader_cores < len(ALL_CORES):
+            raise BadRequest([f"--loader-cores {self.loader_cores}: of {len(ALL_CORES)} cores, one at least computes."])
+        return tell(bench_recipe(*to_bench(self.recipe, arguments), self.loader_cores), as_json=self.json)
+
+
+Bench = (
+    Annotated[BenchLoader, tyro.conf.subcommand("loader")]
+    | Annotated[BenchStep, tyro.conf.subcommand("step")]
+    | Annotated[BenchRecipe, tyro.conf.subcommand("recipe")]
+)
+
+
+@dataclass(frozen=True)
+class BenchVerb:
+    """Measure speeds on this machine, side by side: loader, step, recipe.
+
+    Takes the recipe's own fields too: --data, --batch, ...; without --data the images are made up.
+    """
+
+    verb: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[Bench]]
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Do the chosen benchmark."""
+        return self.verb(arguments)
+
+
 Shards = (
     Annotated[Build, tyro.conf.subcommand("build")]
     | Annotated[MakeIndex, tyro.conf.subcommand("index")]
@@ -403,7 +478,35 @@ Verb = (
     | Annotated[MakeDrill, tyro.conf.subcommand("drill")]
     | Annotated[MakePlan, tyro.conf.subcommand("plan")]
     | Annotated[Slurm, tyro.conf.subcommand("slurm")]
+    | Annotated[BenchVerb, tyro.conf.subcommand("bench")]
 )
+OfRecipe = Teach | Ladder | Doctor | MakeDrill | MakePlan | Slurm | BenchVerb  # a recipe's own fields come after theirs
+
+
+def to_bench(name: str, arguments: list[str]) -> tuple[Recipe, Dataset | None]:
+    """Return what a benchmark runs.  Raises BadRequest with all that is wrong with it."""
+    from launch.bench import alone
+    from launch.recipes import load_recipe
+    from pipeline.request import check, parse
+
+    request = parse(load_recipe(name), arguments)
+    request = replace(request, recipe=alone(request.recipe, "fp32"), dry_run=True)
+    found, dataset = check(request)
+    if found:
+        raise BadRequest(found)
+    return request.recipe, dataset
+
+
+def tell(results: list["Measured"], *, as_json: bool) -> int:
+    """Print measurements, as tables or as one JSON list."""
+    from launch.bench import show
+
+    if as_json:
+        print(json.dumps([asdict(result) for result in results]))
+    else:
+        for result in results:
+            show(result)
+    return 0
 
 
 def engine_named(config: str, found: list[str]) -> EngineName:
@@ -441,9 +544,7 @@ def main() -> None:
     try:
         about = "DeiT-style training of vision transformers."
         verb, others = tyro.cli(Verb, prog="vitrail", description=about, return_unknown_args=True)
-        if isinstance(
-            verb, Teach | Ladder | Doctor | MakeDrill | MakePlan | Slurm
-        ):  # a recipe's own fields come after theirs
+        if isinstance(verb, OfRecipe):
             code = verb(others)
         elif others:
             raise BadRequest([f"{' '.join(others)}: not known; see vitrail --help."])
@@ -459,3 +560,7 @@ def main() -> None:
         code = 130
         print("vitrail: stopped; the same command goes on where it was.", file=sys.stderr)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

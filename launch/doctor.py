@@ -21,7 +21,7 @@ from rich.table import Table
 from pipeline.batch import LOOK_AHEAD
 from pipeline.config import Recipe
 from pipeline.decode import decode
-from pipeline.hosting import loader_workers, resolve_precision
+from pipeline.hosting import loader_workers, processes_of_launch, resolve_precision
 from pipeline.models import on_paper, parameter_count
 from pipeline.request import BYTES_A_PARAMETER
 from pipeline.session import LIBRARIES
@@ -88,22 +88,30 @@ def name_and_port() -> Finding:
 
 
 def all_reduce(processes: int) -> Finding:
-    """Whether processes here can add up a tensor, over the backend that training takes."""
+    """Whether processes can add up a tensor, over the backend that training takes.
+
+    Those are the processes of the launcher, on all its nodes, where one has started this; else some that it starts here.
+    """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
+    launched, process = processes_of_launch()
+    processes = launched if launched > 1 else processes
     started = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            arguments = (processes, backend, f"{scratch}/store")
-            torch.multiprocessing.spawn(_add_up, arguments, nprocs=processes)
+        if launched > 1:
+            _add_up(process, processes, backend, "env://", int(os.environ["LOCAL_RANK"]))
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                arguments = (processes, backend, f"file://{scratch}/store")
+                torch.multiprocessing.spawn(_add_up, arguments, nprocs=processes)
     except Exception as error:  # whatever a process died of, it is the finding
         return Finding("all-reduce", False, f"{processes} processes, {backend}: {str(error).strip().splitlines()[-1]}")
     return Finding("all-reduce", True, f"{processes} processes, {backend}: {time.monotonic() - started:.1f} s in all")
 
 
-def _add_up(rank: int, processes: int, backend: str, store: str) -> None:
-    device = torch.device(f"cuda:{rank}" if backend == "nccl" else "cpu")
+def _add_up(rank: int, processes: int, backend: str, meeting: str, number: int | None = None) -> None:
+    device = torch.device(f"cuda:{rank if number is None else number}" if backend == "nccl" else "cpu")
     limit = timedelta(seconds=PATIENCE)
-    dist.init_process_group(backend, f"file://{store}", rank=rank, world_size=processes, timeout=limit)
+    dist.init_process_group(backend, meeting, rank=rank, world_size=processes, timeout=limit)
     numbers = torch.full((1_000_000,), float(rank), device=device)
     dist.all_reduce(numbers)
     if numbers[-1].item() != sum(range(processes)):

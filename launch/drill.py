@@ -95,7 +95,7 @@ def torn_checkpoint(drill: Drill) -> Iterator[None]:
 def full_disk(drill: Drill) -> Iterator[None]:
     """Make room again, afterwards, on the run's disk, which is a small one of its own."""
     yield
-    (drill.folder / BALLAST).unlink()
+    (drill.folder / BALLAST).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -161,6 +161,8 @@ def drill(
 def meet(place: Drill, unbroken: Drill, fault: Fault, last_step: int) -> Outcome:
     """Go on with the run up to a fault, and say what it did."""
     started = place.saved
+    if fault.around and not started:
+        return Outcome(fault.what, False, "there is no checkpoint to begin with")
     with fault.around(place) if fault.around else nullcontext():
         said = session(place, fault.armed, started + STEPS, last_step)
     reached = max((line["step"] for line in train_lines(place.folder)), default=0)

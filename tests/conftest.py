@@ -111,7 +111,7 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def run_launched(config: str, script: Path, *arguments: Any, processes: int) -> str:
+def run_launched(config: str, script: Path | str, *arguments: Any, processes: int) -> str:
     """Run a script by `accelerate launch` with a configuration of the repository, and return what it said."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", str(ROOT / f"launch/configs/{config}.yaml"), "--num_processes", str(processes)]
@@ -162,3 +162,10 @@ def traces(folder: Path) -> list[dict[str, Any]]:
 def summary(folder: Path) -> dict[str, Any]:
     """Return summary.json."""
     return json.loads((folder / "summary.json").read_text())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Make two lanes for pytest-xdist: what waits for clusters and processes most of its time, and what computes."""
+    for item in items:
+        waits = "slurm" in item.path.parts or item.path.name == "test_drill.py"
+        item.add_marker(pytest.mark.xdist_group("waits" if waits else "computes"))

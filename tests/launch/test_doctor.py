@@ -11,7 +11,7 @@ import pytest
 from launch import doctor
 from launch.doctor import Finding, examine
 from shards.dataset import Dataset
-from tests.conftest import TINY, vitrail
+from tests.conftest import TINY, run_launched, vitrail
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -22,6 +22,14 @@ def test_a_machine_that_is_well(dataset: Dataset, script: Path, tmp_path: Path) 
     assert "2 processes, gloo" in printed
     assert "BAD" not in printed
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.dist
+def test_under_a_launcher_its_processes_add_up(dataset: Dataset, script: Path, tmp_path: Path) -> None:
+    doctor = ("launch.cli", "doctor", script, "--data", dataset.folder, "--output", tmp_path / "run")
+    printed = run_launched("cpu", "-m", *doctor, processes=3)
+    assert printed.count("3 processes, gloo") == 1
+    assert "BAD" not in printed
 
 
 def test_a_process_that_cannot_add_up_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
