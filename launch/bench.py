@@ -116,6 +116,12 @@ def device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def synchronize() -> None:
+    """Wait for the device."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
 def settled() -> None:
     """Wait until loader workers have prepared all that they may, so that no arm computes beside another's."""
     while any(child.cpu_percent(0.2) > 10 for child in psutil.Process().children()):
@@ -126,13 +132,11 @@ def timed(step: Callable[[], Any], images: int, before: int = 1) -> float:
     """Return the images/s of some steps, after some that are not timed."""
     for _ in range(before):
         step()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    synchronize()
     started = time.perf_counter()
     for _ in range(STEPS):
         step()
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+    synchronize()
     return images * STEPS / (time.perf_counter() - started)
 
 
@@ -143,7 +147,7 @@ SETTINGS: Final[Mapping[str, tuple[Compute, Precision]]] = {
     "bf16": (Compute(), "bf16"),
     "bf16, compile": (Compute(compile=True), "bf16"),
     "bf16, activation-checkpointing": (Compute(activation_checkpointing=True), "bf16"),
-    "bf16, channels-last": (Compute(channels_last=True), "bf16"),
+    "bf16, no-channels-last": (Compute(channels_last=False), "bf16"),
     "bf16, no-fused-optimizer": (Compute(fused_optimizer=False), "bf16"),
 }
 
@@ -166,7 +170,7 @@ def on_one_batch(recipe: Recipe, model: nn.Module) -> Arm:
     there = device()
     model.to(there).train()
     size, images = recipe.model.img_size, recipe.batch
-    pixels = torch.randn(images, 3, size, size, device=there)
+    pixels = torch.randn(images, size, size, 3, device=there).permute(0, 3, 1, 2)  # as they are decoded
     keys = torch.arange(images, device=there)
     labels = torch.arange(images, device=there) % recipe.data.classes
     if isinstance(model, Student):
@@ -232,13 +236,18 @@ def kept(cores: int) -> str:
 
 
 class Rounds(Events):
-    """The events of a run that pauses after every round."""
+    """The events of a run that pauses after every round, and times its last steps."""
 
-    pause: int
+    began = 0.0
 
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         """Do what a run does after a step; return True at the end of a round."""
-        return super().after_step(step, losses, agreed, norm) or step + 1 == self.pause
+        stopping = super().after_step(step, losses, agreed, norm)
+        done = step + 1 - self.run.first_step
+        if done == LOOK_AHEAD:  # those that were prepared while another arm ran, and the session's pictures
+            synchronize()
+            self.began = time.perf_counter()
+        return stopping or done == LOOK_AHEAD + STEPS
 
 
 def training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, stack: ExitStack) -> Arm:
@@ -254,18 +263,11 @@ def training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, stack: 
     log = stack.enter_context(Log(folder, step=0, last_step=run.last_step, **options))
     events = Rounds(run, log, None, {}, seconds=0.0, watch=Watch(recipe.spike), left_out=())
 
-    def steps(count: int) -> None:
-        events.pause = run.first_step + count
-        train(run, events)
-        run.first_step += count
-
     def a_round() -> float:
-        steps(LOOK_AHEAD)  # those that were prepared while another arm ran
-        started = time.perf_counter()
-        steps(STEPS)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        seconds = time.perf_counter() - started
+        train(run, events)
+        synchronize()
+        seconds = time.perf_counter() - events.began
+        run.first_step += LOOK_AHEAD + STEPS
         settled()
         return recipe.batch * STEPS / seconds
 

@@ -90,7 +90,7 @@ def name_and_port() -> Finding:
 def all_reduce(processes: int) -> Finding:
     """Whether processes can add up a tensor, over the backend that training takes.
 
-    Those are the processes of the launcher, on all its nodes, where one has started this; else some that it starts here.
+    Those are the processes of the launcher, on all its nodes, where one has started this; else some started here.
     """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     launched, process = processes_of_launch()

@@ -168,7 +168,7 @@ class Compute:
 
     compile: bool = False  # torch.compile each block, or a network that has none as a whole
     activation_checkpointing: bool = False  # of a block keep its input, and compute the rest again in the backward pass
-    channels_last: bool = False  # memory layout of the images, which convolutions keep
+    channels_last: bool = True  # memory layout of the images, as they are decoded; convolutions keep it
     fused_optimizer: bool = True  # one kernel updates all parameters
     tf32: bool = True  # matrix products of fp32 on a GPU
 

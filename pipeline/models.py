@@ -177,8 +177,9 @@ class Student(nn.Module):
 
     def __init__(self, net: nn.Module, compute: Compute | None = None) -> None:
         super().__init__()
+        compute = compute or Compute()
         self.net = net
-        self.layout = torch.channels_last if compute and compute.channels_last else torch.contiguous_format
+        self.layout = torch.channels_last if compute.channels_last else torch.contiguous_format
         for name, module in list(net.named_modules()):
             if isinstance(module, DropPath):
                 parent, _, child = name.rpartition(".")
@@ -187,7 +188,7 @@ class Student(nn.Module):
         self.drop_paths = [module for module in net.modules() if isinstance(module, KeyedDropPath)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
         self.register_buffer("drop_rates", rates, persistent=False)
-        if compute and compute.compile:
+        if compute.compile:
             # by block: one compilation serves all, and engines exchange a block's gradients when it is done
             for part in getattr(net, "blocks", [net]):
                 part.compile()

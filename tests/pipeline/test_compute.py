@@ -19,7 +19,7 @@ CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf"
 SETTINGS = {
     "plain": Compute(fused_optimizer=False, tf32=False),
     "checkpointed": Compute(activation_checkpointing=True),
-    "channels_last": Compute(channels_last=True),
+    "contiguous": Compute(channels_last=False),
     "compiled": Compute(compile=True),
 }
 
@@ -58,7 +58,7 @@ def train_compiled(folder: str, data: str) -> None:
         os.environ.update(variables(engine))
         AcceleratorState._reset_state(reset_partial_state=True)
         PartialState._reset_state()
-        faster = Compute(compile=True, activation_checkpointing=True, channels_last=True)
+        faster = Compute(compile=True, activation_checkpointing=True)
         recipe = replace(RECIPE, epochs=1, compute=faster)
         assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
 

@@ -103,7 +103,7 @@ def test_paths_are_dropped_at_their_rates_and_kept_ones_scaled() -> None:
     student = Student(build_model(replace(TINY.model, depth=4, drop_path=0.6), 4, seed=0)).train()
     keys = torch.from_numpy(view_keys(0, 0, np.arange(5000), np.zeros(5000, dtype=np.int64)))
     student.net.forward = lambda images: images  # the masks alone
-    student(torch.zeros(5000, 1), keys)
+    student(torch.zeros(5000, 1, 1, 1), keys)
     rates = [module.drop_prob for module in student.drop_paths]
     assert rates == pytest.approx([0.2, 0.2, 0.4, 0.4, 0.6, 0.6])
     for module, rate in zip(student.drop_paths, rates, strict=True):
