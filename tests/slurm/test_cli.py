@@ -1,11 +1,13 @@
-"""`vitrail slurm` against a real sbatch."""
+"""`vitrail slurm` against a real sbatch, and the preflight that a job runs."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from shards.dataset import Dataset
-from tests.conftest import vitrail
+from tests.conftest import ROOT, vitrail
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.dist
@@ -38,3 +40,15 @@ def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dat
     job = ["slurm", script, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
     refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "sbatch refuses the job" in refused
+
+
+def test_a_job_can_examine_its_nodes_before_the_run(
+    slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path
+) -> None:
+    environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT)}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={tmp_path}/said.out"]
+    command += ["slurm/train.sbatch", "-m", "launch.cli", "doctor", str(script), "--data", str(dataset.folder)]
+    job = slurm.run(*command, "--output", str(tmp_path / "run"), environment=environment).strip()
+    assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "said.out").read_text()
+    assert (tmp_path / "said.out").read_text().count("2 processes, gloo") == 1
