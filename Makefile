@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check bench reproduce clean
+.PHONY: demo test test-waiting test-computing check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -18,7 +18,14 @@ demo: $(VENV)/installed
 	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"
 
 test: $(VENV)/installed
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup  # the two lanes of tests/conftest.py
+	@$(MAKE) --jobs 2 --no-print-directory test-waiting test-computing
+
+# side by side: what waits for clusters and sessions most of its time, and the rest
+WAITING := tests/slurm tests/launch/test_drill.py
+test-waiting:
+	$(BIN)/pytest $(WAITING)
+test-computing:
+	$(BIN)/pytest $(WAITING:%=--ignore=%)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check

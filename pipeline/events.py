@@ -188,13 +188,15 @@ class Events:
             "gradient_norm": str(report.norm),
             "samples": keys,
         }
+        leave_out = settings.policy != "stop" and len(self._left_out) < settings.limit
+        if not leave_out:
+            self.log.record("event", report.step, self._epoch(report.step), event)
+        if self.run.answers:
+            self.run.answers.flush()
         self._writer.wait()  # what may be gone back to is there, for all processes
         self.run.accelerator.wait_for_everyone()
-        if settings.policy != "stop" and len(self._left_out) < settings.limit:
-            if self.run.answers:
-                self.run.answers.flush()
+        if leave_out:
             raise SpikeFound(report.step, self._left_out, event)
-        self.log.record("event", report.step, self._epoch(report.step), event)
         shown = "; ".join(f"virtual rank {rank}: {', '.join(names)}" for rank, names in keys.items())
         kept = next(iter(checkpoint.checkpoints(self._checkpoints)), "none: none was due yet")
         remedy = (

@@ -162,10 +162,3 @@ def traces(folder: Path) -> list[dict[str, Any]]:
 def summary(folder: Path) -> dict[str, Any]:
     """Return summary.json."""
     return json.loads((folder / "summary.json").read_text())
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make two lanes for pytest-xdist: what waits for clusters and processes most of its time, and what computes."""
-    for item in items:
-        waits = "slurm" in item.path.parts or item.path.name == "test_drill.py"
-        item.add_marker(pytest.mark.xdist_group("waits" if waits else "computes"))
