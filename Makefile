@@ -22,9 +22,9 @@ test: $(VENV)/installed
 
 # side by side: what waits for clusters and sessions most of its time, and the rest
 WAITING := tests/slurm tests/launch/test_drill.py
-test-waiting:
+test-waiting: $(VENV)/installed
 	$(BIN)/pytest $(WAITING)
-test-computing:
+test-computing: $(VENV)/installed
 	$(BIN)/pytest $(WAITING:%=--ignore=%)
 
 check: $(VENV)/installed

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from timm.data import FastCollateMixup, create_dataset, create_loader, create_transform
 from timm.loss import SoftTargetCrossEntropy
+from timm.models import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -36,9 +37,9 @@ from pipeline.batch import LOOK_AHEAD, Places, TrainingBatches, load
 from pipeline.config import Compute, Recipe
 from pipeline.events import Events
 from pipeline.finetune import rate_scales
-from pipeline.hosting import build_accelerator
+from pipeline.hosting import build_accelerator, resolve_precision
 from pipeline.log import Log
-from pipeline.models import Student, build_student, shape
+from pipeline.models import Student, build_student, on_paper, shape
 from pipeline.optimizer import build_optimizer, update
 from pipeline.rehearsal import made_up
 from pipeline.spike import Watch
@@ -156,7 +157,7 @@ def bench_step(recipe: Recipe) -> Measured:
     """Compute steps of a recipe's model on one batch, with each of the settings of `compute`."""
     arms, notes = {}, {}
     for name, (compute, precision) in SETTINGS.items():
-        if compute.activation_checkpointing and not hasattr(timm.create_model(recipe.model.name), "blocks"):
+        if compute.activation_checkpointing and not isinstance(on_paper(recipe), VisionTransformer):
             continue
         small = replace(alone(recipe, precision), compute=compute)
         arms[name] = on_one_batch(small, Student(build_student(small), compute))
@@ -254,7 +255,7 @@ def training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, stack: 
     """Return the training loop with its events, one loader worker beside it, and the log in a folder of its own."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     dataset = dataset or made_up(recipe, folder / "data")
-    accelerator = build_accelerator("bf16" if recipe.precision == "bf16" else "fp32")
+    accelerator = build_accelerator(resolve_precision(recipe.precision))
     pin(loader_cores, loader=True)
     run = build(recipe, dataset.splits["train"], accelerator, workers=1, max_steps=0, snapshot=None, answers=None)
     stack.callback(run.close)

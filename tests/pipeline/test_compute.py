@@ -1,11 +1,9 @@
 """How a step is computed changes its speed and memory, and no number but for rounding."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, PartialState
 
 from pipeline.config import Compute, Model, problems
 from pipeline.request import Request
@@ -13,7 +11,7 @@ from pipeline.run import carry_out
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.conftest import HERE, metrics, run_launched, train_here
-from tests.pipeline.test_engines import RECIPE, variables
+from tests.pipeline.test_engines import RECIPE, become
 
 CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf"))
 SETTINGS = {
@@ -53,11 +51,7 @@ train_compiled(*sys.argv[1:])
 def train_compiled(folder: str, data: str) -> None:
     """Train compiled and checkpointed under the engines, started in a group of processes."""
     for engine in COMPILING:
-        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-            os.environ.pop(name, None)
-        os.environ.update(variables(engine))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
+        become(engine)
         faster = Compute(compile=True, activation_checkpointing=True)
         recipe = replace(RECIPE, epochs=1, compute=faster)
         assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0

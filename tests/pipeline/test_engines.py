@@ -1,14 +1,16 @@
 """Every engine on real processes: one checkpoint for all, the same steps after it."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 from pipeline.config import Recipe, problems
-from pipeline.hosting import engine_of_launch
+from pipeline.hosting import ENGINE_VARIABLES, engine_of_launch
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.conftest import HERE, ROOT, metrics, run_launched, summary, train_here
@@ -31,17 +33,12 @@ import os, sys
 from pathlib import Path
 from pipeline.request import Request
 from pipeline.run import carry_out
-from accelerate.state import AcceleratorState, PartialState
-from tests.pipeline.test_engines import RECIPE, variables
+from tests.pipeline.test_engines import RECIPE, become
 
 folder, data, steps, *cases = sys.argv[1:]
 for case in cases:
     engine, _, start = case.partition("=")
-    for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-        os.environ.pop(name, None)
-    os.environ.update(variables(engine))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
+    become(engine)
     output = f"{folder}/{engine}-{os.environ['WORLD_SIZE']}" + (f"-of-{Path(start).name}" if start else "")
     resume = f"{start}/checkpoints/step-00000003" if start else "never"
     request = Request(recipe=RECIPE, data=data, output=output, max_steps=int(steps), resume=resume)
@@ -57,6 +54,15 @@ def variables(engine: str) -> dict[str, str]:
         return {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     path = ROOT / "launch/configs" / f"deepspeed_{engine}.json"
     return {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(path)}
+
+
+def become(engine: str) -> None:
+    """Make this process one that `accelerate launch` has started with an engine's configuration, after others."""
+    for name in ENGINE_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(variables(engine))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
 
 
 @pytest.mark.dist

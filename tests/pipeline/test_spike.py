@@ -16,7 +16,7 @@ from pipeline.spike import WINDOW, Watch
 from shards.dataset import Dataset
 from shards.errors import TrainingError
 from tests.conftest import HERE, metrics, run_launched, summary, traces, train_here
-from tests.pipeline.test_engines import variables
+from tests.pipeline.test_engines import become
 
 STEPS = 20
 SKIPPING = replace(HERE, spike=Spike(policy="skip"))
@@ -102,17 +102,9 @@ train_with_spikes(*sys.argv[1:])
 
 def train_with_spikes(folder: str, data: str) -> None:
     """Train under engines whose processes share weights, gradients and moments; started in a group of processes."""
-    import os
-
-    from accelerate.state import AcceleratorState, PartialState
-
     train.as_seen = poisoned(9)
     for engine in ("ddp", "fsdp2", "zero1", "zero3"):
-        for name in ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"):
-            os.environ.pop(name, None)
-        os.environ.update(variables(engine))
-        AcceleratorState._reset_state(reset_partial_state=True)
-        PartialState._reset_state()
+        become(engine)
         recipe = replace(ROLLING, batch=16, virtual_ranks=4, epochs=3)
         assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
 
