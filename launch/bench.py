@@ -1,9 +1,11 @@
-"""Benchmarks that a user can repeat: ratios of arms that run in turn, in one process, on the same machine.
+"""`vitrail bench`: ratios of arms that run in turn, in one process, on the same machine.
 
 `loader` prepares batches and trains nobody; `step` computes on one batch and reads nothing; `recipe` is the training
 loop as it is, from shards to the log. Each round times every arm once, and a ratio is the median over the rounds.
 """
 
+import io
+import json
 import os
 import platform
 import statistics
@@ -12,15 +14,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import psutil
 import timm
 import torch
 import torch.nn.functional as F
+import tyro
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from timm.data import FastCollateMixup, create_dataset, create_loader, create_transform
@@ -33,18 +37,26 @@ from torch.utils.data import DataLoader
 from webdataset.compat import WebDataset
 
 from launch.plan import activations
-from pipeline.batch import LOOK_AHEAD, Places, TrainingBatches, load
-from pipeline.config import Compute, Recipe
-from pipeline.events import Events
-from pipeline.finetune import rate_scales
-from pipeline.hosting import build_accelerator, resolve_precision
-from pipeline.log import Log
-from pipeline.models import Student, build_student, on_paper, shape
-from pipeline.optimizer import build_optimizer, update
-from pipeline.rehearsal import made_up
-from pipeline.spike import Watch
+from launch.verb import Json, RecipeVerb, resolved
+from pipeline.checkpoint import Writer
+from pipeline.config import Compute, Precision, Recipe
+from pipeline.data.batch import TrainingBatches
+from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
+from pipeline.folder import RunFolder
+from pipeline.hosting import build_accelerator
+from pipeline.job import REHEARSAL, Job
+from pipeline.model.build import build_student, on_meta, timm_arguments
+from pipeline.model.finetune import rate_scales
+from pipeline.model.student import Student
+from pipeline.session.events import Events
+from pipeline.session.log import Log
+from pipeline.session.rehearsal import made_up
+from pipeline.session.spike import Watch
 from pipeline.train import build, train
+from pipeline.update.optimizer import build_optimizer, update
 from shards.dataset import Dataset
+from shards.errors import BadRequest
+from shards.index import IMAGE_EXTENSIONS
 from shards.reader import Reader
 
 ROUNDS: Final = 7
@@ -53,8 +65,68 @@ IMAGES_ON_CPU: Final = 16  # of a step, where there is no accelerator
 EXTRACTED: Final = 512  # images that timm reads from files
 ALL_CORES: Final = frozenset(psutil.Process().cpu_affinity())
 
-Precision = Literal["bf16", "fp32"]
 Arm = Callable[[], float]  # a round of it: images/s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(RecipeVerb):
+    """A benchmark of a recipe."""
+
+    json: Json = False
+
+    def job(self, arguments: list[str]) -> Job:
+        """Return what is measured: one virtual rank, on data that is made up where none is named."""
+        request = self.request(arguments)
+        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), REHEARSAL)
+
+    def tell(self, *results: "Measured") -> int:
+        """Print measurements, as tables or as one JSON list."""
+        if self.json:
+            print(json.dumps([asdict(result) for result in results]))
+        else:
+            for result in results:
+                show(result)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchLoader(Bench):
+    """Views/s of the loader alone, against webdataset with timm's transforms on the same tars."""
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratio."""
+        job = self.job(arguments)
+        return self.tell(bench_loader(job.recipe, job.dataset))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchStep(Bench):
+    """Images/s of steps on one batch, with each setting of --compute and in both precisions."""
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratios."""
+        return self.tell(bench_step(self.job(arguments).recipe))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRecipe(Bench):
+    """Images/s of the training loop from shards: against a bare loop (bf16), and against timm's training (fp32)."""
+
+    loader_cores: int = 0  # cores that loader workers have for themselves, as beside a GPU; 0: all share all
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print the speeds and their ratios."""
+        if not 0 <= self.loader_cores < len(ALL_CORES):
+            says = f"--loader-cores {self.loader_cores}: of {len(ALL_CORES)} cores, one at least computes."
+            raise BadRequest.of("loader_cores", says)
+        return self.tell(*bench_recipe(self.job(arguments), self.loader_cores))
+
+
+VERB: Final[Any] = (
+    Annotated[BenchLoader, tyro.conf.subcommand("loader")]
+    | Annotated[BenchStep, tyro.conf.subcommand("step")]
+    | Annotated[BenchRecipe, tyro.conf.subcommand("recipe")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +177,7 @@ def alone(recipe: Recipe, precision: Precision) -> Recipe:
         virtual_ranks=1,
         epochs=10_000,
         precision=precision,
-        model=replace(recipe.model, pretrained=False, checkpoint=""),
+        model=replace(recipe.model, pretrained=False, weights="", new_head=False),
         data=replace(recipe.data, subset=0),
         checkpoint=replace(recipe.checkpoint, every_steps=0, every_minutes=0.0),
         eval=replace(recipe.eval, every_epochs=0),
@@ -157,30 +229,30 @@ def bench_step(recipe: Recipe) -> Measured:
     """Compute steps of a recipe's model on one batch, with each of the settings of `compute`."""
     arms, notes = {}, {}
     for name, (compute, precision) in SETTINGS.items():
-        if compute.activation_checkpointing and not isinstance(on_paper(recipe), VisionTransformer):
+        if compute.activation_checkpointing and not isinstance(on_meta(recipe), VisionTransformer):
             continue
         small = replace(alone(recipe, precision), compute=compute)
         arms[name] = on_one_batch(small, Student(build_student(small), compute))
-        image, _ = activations(small, bf16=precision == "bf16")
+        image, _ = activations(small, precision)
         notes[name] = f"{image / 1e6:.1f} MB kept for an image's backward pass"
     return in_turn(f"step of {recipe.name}, {alone(recipe, 'fp32').batch} images", arms, "bf16", notes)
 
 
 def on_one_batch(recipe: Recipe, model: nn.Module) -> Arm:
     """Return the bare loop: model, loss, optimizer, and one batch that is always the same."""
-    there = device()
-    model.to(there).train()
+    where = device()
+    model.to(where).train()
     size, images = recipe.model.img_size, recipe.batch
-    pixels = torch.randn(images, size, size, 3, device=there).permute(0, 3, 1, 2)  # as they are decoded
-    keys = torch.arange(images, device=there)
-    labels = torch.arange(images, device=there) % recipe.data.classes
+    pixels = torch.randn(images, size, size, 3, device=where).permute(0, 3, 1, 2)  # as they are decoded
+    keys = torch.arange(images, device=where)
+    labels = torch.arange(images, device=where) % recipe.data.classes
     if isinstance(model, Student):
         optimizer = build_optimizer(model.net, recipe, rate_scales(model.net, recipe.finetune))
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:
-        with torch.autocast(there.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+        with torch.autocast(where.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits = model(pixels, keys).mean(0) if isinstance(model, Student) else model(pixels)
         F.cross_entropy(logits.float(), labels).backward()
         if isinstance(model, Student):
@@ -195,7 +267,7 @@ def on_one_batch(recipe: Recipe, model: nn.Module) -> Arm:
 # ---- recipe --------------------------------------------------------------------------------------------------------
 
 
-def bench_recipe(recipe: Recipe, dataset: Dataset | None, loader_cores: int) -> list[Measured]:
+def bench_recipe(job: Job, loader_cores: int) -> list[Measured]:
     """Train a recipe from shards against a bare loop in bf16, and against the logic of timm's train.py in fp32.
 
     With `loader_cores`, loader workers have so many cores, and all arms compute on the others.
@@ -204,31 +276,42 @@ def bench_recipe(recipe: Recipe, dataset: Dataset | None, loader_cores: int) -> 
     for compare in (against_a_bare_loop, against_timm):
         # each in a fresh process: a process has one precision, and threads that stay where they began
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            measured.append(pool.submit(compare, recipe, dataset, loader_cores).result())
+            measured.append(pool.submit(compare, job, loader_cores).result())
     return measured
 
 
-def against_a_bare_loop(recipe: Recipe, dataset: Dataset | None, loader_cores: int) -> Measured:
+def against_a_bare_loop(job: Job, loader_cores: int) -> Measured:
     """Return what a bf16 comparison of the loop with one that does nothing but compute measures."""
-    small = alone(recipe, "bf16")
+    job = in_precision(job, "bf16")
+    recipe = job.recipe
     with ExitStack() as stack:
-        ours = training(small, dataset, loader_cores, stack)
+        ours = training(job, loader_cores, stack)
         net = timm.create_model(
-            small.model.name, num_classes=small.data.classes, drop_path_rate=small.model.drop_path, **shape(small.model)
+            recipe.model.name,
+            num_classes=recipe.data.classes,
+            drop_path_rate=recipe.model.drop_path,
+            **timm_arguments(recipe.model),
         )
-        arms = {"vitrail, from shards": ours, "bare loop, one batch": on_one_batch(small, net)}
-        what = f"{recipe.name}, bf16, {small.batch} images a step{kept(loader_cores)}"
+        arms = {"vitrail, from shards": ours, "bare loop, one batch": on_one_batch(recipe, net)}
+        what = f"{recipe.name}, bf16, {recipe.batch} images a step{kept(loader_cores)}"
         return in_turn(what, arms, "bare loop, one batch")
 
 
-def against_timm(recipe: Recipe, dataset: Dataset | None, loader_cores: int) -> Measured:
+def against_timm(job: Job, loader_cores: int) -> Measured:
     """Return what an fp32 comparison with timm's training, on the same images, measures."""
-    small = alone(recipe, "fp32")
+    job = in_precision(job, "fp32")
+    recipe = job.recipe
     with ExitStack() as stack:
-        ours = training(small, dataset, loader_cores, stack)
-        theirs = timm_training(small, dataset, loader_cores, stack)
-        what = f"{recipe.name}, fp32, {small.batch} images a step, 1 loader worker each{kept(loader_cores)}"
+        ours = training(job, loader_cores, stack)
+        theirs = timm_training(recipe, job.dataset, loader_cores, stack)
+        what = f"{recipe.name}, fp32, {recipe.batch} images a step, 1 loader worker each{kept(loader_cores)}"
         return in_turn(what, {"vitrail": ours, "timm": theirs}, "timm")
+
+
+def in_precision(job: Job, precision: Precision) -> Job:
+    """Return a job in a precision, alone on its virtual rank, with one loader worker."""
+    hosting = replace(job.hosting, precision=precision, workers=1)
+    return replace(job, recipe=alone(job.recipe, precision), hosting=hosting)
 
 
 def kept(cores: int) -> str:
@@ -251,18 +334,19 @@ class Rounds(Events):
         return stopping or done == LOOK_AHEAD + STEPS
 
 
-def training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, stack: ExitStack) -> Arm:
+def training(job: Job, loader_cores: int, stack: ExitStack) -> Arm:
     """Return the training loop with its events, one loader worker beside it, and the log in a folder of its own."""
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    dataset = dataset or made_up(recipe, folder / "data")
-    accelerator = build_accelerator(resolve_precision(recipe.precision))
+    scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder = RunFolder(scratch)
+    job = replace(job, folder=folder, dataset=job.dataset or made_up(job.recipe, scratch / "data"))
+    recipe = job.recipe
+    accelerator = build_accelerator(job.hosting, recipe.compute)
     pin(loader_cores, loader=True)
-    run = build(recipe, dataset.splits["train"], accelerator, workers=1, max_steps=0, snapshot=None, answers=None)
-    stack.callback(run.close)
+    run = build(job, accelerator)
+    stack.callback(run.feed.close)
     pin(loader_cores, loader=False)
-    options: dict[str, Any] = {"main": True, "process": 0, "trace": False, "quiet": True}
-    log = stack.enter_context(Log(folder, step=0, last_step=run.last_step, **options))
-    events = Rounds(run, log, None, {}, seconds=0.0, watch=Watch(recipe.spike), left_out=())
+    log = stack.enter_context(Log(folder, step=0, last_step=run.last_step, process=0, trace=False, quiet=True))
+    events = Rounds(run, log, None, Writer(), {}, watch=Watch(recipe.spike))
 
     def a_round() -> float:
         train(run, events)
@@ -283,10 +367,10 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     dataset = dataset or made_up(recipe, folder / "data")
     extract(dataset, folder / "images")
-    model, mix, augment, there = recipe.model, recipe.mix, recipe.augment, device()
+    model, mix, augment, where = recipe.model, recipe.mix, recipe.augment, device()
     net = timm.create_model(
-        model.name, num_classes=recipe.data.classes, drop_path_rate=model.drop_path, **shape(model)
-    ).to(there)
+        model.name, num_classes=recipe.data.classes, drop_path_rate=model.drop_path, **timm_arguments(model)
+    ).to(where)
     optimizer = create_optimizer_v2(net, opt="adamw", lr=1e-6, weight_decay=recipe.optim.weight_decay)
     average = ModelEmaV3(net, decay=recipe.ema.decay) if recipe.ema.decay else None
     mixed = FastCollateMixup(
@@ -298,7 +382,7 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
         create_dataset("", root=str(folder / "images"), is_training=True), (3, model.img_size, model.img_size),
         recipe.batch, is_training=True, re_prob=augment.erase, re_mode="pixel", scale=augment.scale,
         ratio=augment.ratio, hflip=augment.flip, auto_augment=policy(recipe), interpolation="bicubic", mean=model.mean,
-        std=model.std, num_workers=1, collate_fn=mixed, device=there,
+        std=model.std, num_workers=1, collate_fn=mixed, device=where,
     )  # fmt: skip
 
     def endless() -> Iterator[Any]:
@@ -382,7 +466,7 @@ def bench_loader(recipe: Recipe, dataset: Dataset | None) -> Measured:
 def our_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
     """Start our loader."""
     batches = TrainingBatches(recipe, dataset.splits["train"])
-    return iter(load(batches, Places(range(10_000), range(1)), workers=1, pin_memory=False))
+    return iter(load(batches, StepSampler(range(10_000), range(1)), workers=1, pin_memory=False))
 
 
 def their_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
@@ -395,6 +479,7 @@ def their_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
     index = dataset.splits["train"]
     tars = [str(index.folder / shard.name) for shard in index.shards]
     stream: Any = WebDataset(tars, shardshuffle=False)
-    samples = stream.repeat().shuffle(200).decode("pil")
-    samples = samples.to_tuple("jpg;jpeg;png", "cls").map_tuple(transform, int)
+    # members are named and decoded here: webdataset's own decoders unpickle what a data set brings
+    samples = stream.repeat().shuffle(200).to_tuple(";".join(IMAGE_EXTENSIONS), "cls")
+    samples = samples.map_tuple(lambda content: transform(Image.open(io.BytesIO(content)).convert("RGB")), int)
     return iter(DataLoader(samples, batch_size=recipe.batch, num_workers=1))

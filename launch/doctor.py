@@ -1,13 +1,12 @@
-"""Preflight: what a run will need of this machine, tried in seconds before it is asked for hours."""
+"""`vitrail doctor`: what a run will need of this machine, tried in seconds before it is asked for hours."""
 
 import os
 import shutil
 import socket
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -18,13 +17,12 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.batch import LOOK_AHEAD
-from pipeline.config import Recipe
-from pipeline.decode import decode
-from pipeline.hosting import loader_workers, processes_of_launch, resolve_precision
-from pipeline.models import on_paper, parameter_count
-from pipeline.request import BYTES_A_PARAMETER
-from pipeline.session import LIBRARIES
+from launch.verb import RecipeVerb, resolved
+from pipeline.data.decode import decode
+from pipeline.data.loader import LOOK_AHEAD
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, Job
+from pipeline.session.provenance import versions
 from shards.dataset import read_dataset
 from shards.errors import VitrailError
 from shards.reader import Reader
@@ -36,42 +34,63 @@ SKEW: Final = 5.0  # seconds between this clock and a file system's that are wor
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `well` is None where there was nothing to check."""
+    """What one check found; `ok` is None where there was nothing to check."""
 
     what: str
-    well: bool | None
+    ok: bool | None
     says: str
 
 
-def examine(recipe: Recipe, data: str, output: Path) -> list[Finding]:
-    """Return all findings for running a recipe on this machine."""
+@dataclass(frozen=True, kw_only=True)
+class Doctor(RecipeVerb):
+    """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, shards.
+
+    Under a launcher (accelerate launch -m launch.cli doctor ...) the all-reduce is over its processes, on all nodes.
+    Takes the recipe's own fields too: --data, --output, --data.workers, ...
+    """
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table; return 1 if something is bad."""
+        request = self.request(arguments)
+        job = resolved(replace(request, data=""), REHEARSAL)  # data that cannot be used is a finding
+        findings = examine(job, request.data)
+        if job.hosting.main:
+            show(findings)
+        return 1 if any(finding.ok is False for finding in findings) else 0
+
+
+VERB: Final = Doctor
+
+
+def examine(job: Job, data: str) -> list[Finding]:
+    """Return all findings for running a job on this machine, with the data that was named."""
     return [
-        devices(recipe),
+        devices(job),
         libraries(),
         name_and_port(),
-        all_reduce(max(2, torch.accelerator.device_count())),
-        shared_memory(recipe),
-        disk(recipe, output),
-        clock(output),
+        all_reduce(job.hosting, max(2, torch.accelerator.device_count())),
+        shared_memory(job),
+        disk(job),
+        clock(job),
         shards(data),
     ]
 
 
-def devices(recipe: Recipe) -> Finding:
+def devices(job: Job) -> Finding:
     """Which devices there are, and what `--precision auto` becomes on them."""
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         free, total = torch.cuda.mem_get_info()
-        told = f"{len(names)} x {names[0]}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
+        found = f"{len(names)} x {names[0]}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
     else:
         cores = len(psutil.Process().cpu_affinity())
-        told = f"no GPU; {cores} cores, {psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
-    return Finding("devices", True, f"{told}; precision {recipe.precision} is {resolve_precision(recipe.precision)}")
+        found = f"no GPU; {cores} cores, {psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
+    return Finding("devices", True, f"{found}; precision {job.recipe.precision} is {job.hosting.precision}")
 
 
 def libraries() -> Finding:
     """Which versions are installed."""
-    return Finding("libraries", True, ", ".join(f"{name} {version(name)}" for name in LIBRARIES))
+    return Finding("libraries", True, ", ".join(f"{name} {number}" for name, number in versions().items()))
 
 
 def name_and_port() -> Finding:
@@ -87,18 +106,18 @@ def name_and_port() -> Finding:
         return Finding("name, port", False, f"{name}: {error}. Name an address: --main_process_ip, or mend /etc/hosts")
 
 
-def all_reduce(processes: int) -> Finding:
+def all_reduce(hosting: Hosting, processes: int) -> Finding:
     """Whether processes can add up a tensor, over the backend that training takes.
 
     Those are the processes of the launcher, on all its nodes, where one has started this; else some started here.
     """
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    launched, process = processes_of_launch()
+    launched = hosting.processes
     processes = launched if launched > 1 else processes
     started = time.monotonic()
     try:
         if launched > 1:
-            _add_up(process, processes, backend, "env://", int(os.environ["LOCAL_RANK"]))
+            _add_up(hosting.process, processes, backend, "env://", int(os.environ["LOCAL_RANK"]))
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 arguments = (processes, backend, f"file://{scratch}/store")
@@ -119,40 +138,45 @@ def _add_up(rank: int, processes: int, backend: str, meeting: str, number: int |
     dist.destroy_process_group()
 
 
-def shared_memory(recipe: Recipe) -> Finding:
+def shared_memory(job: Job) -> Finding:
     """Whether the batches that loader workers prepare ahead fit into shared memory."""
     if not SHARED_MEMORY.exists():
         return Finding("shared memory", None, f"no {SHARED_MEMORY} on this system")
     processes = max(1, torch.accelerator.device_count())
-    workers = processes * loader_workers(recipe.data.workers)
-    needed = workers * LOOK_AHEAD * recipe.rank_batch * 3 * recipe.model.img_size**2
+    workers = processes * job.hosting.workers
+    needed = workers * LOOK_AHEAD * job.recipe.rank_batch * 3 * job.recipe.model.img_size**2
     free = shutil.disk_usage(SHARED_MEMORY).free
     remedy = "" if free > needed else "; fewer --data.workers, or a larger one (docker run --shm-size)"
-    told = f"{free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB for {workers} loader workers{remedy}"
-    return Finding("shared memory", free > needed, told)
+    found = f"{free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB for {workers} loader workers{remedy}"
+    return Finding("shared memory", free > needed, found)
 
 
-def disk(recipe: Recipe, output: Path) -> Finding:
+def disk(job: Job) -> Finding:
     """Whether the checkpoints that are kept, and one that is being written, fit on the disk."""
-    there = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
-    size = parameter_count(on_paper(recipe)) * BYTES_A_PARAMETER
-    needed = size * (recipe.checkpoint.keep + 1)
-    free = shutil.disk_usage(there).free
-    writable = os.access(there, os.W_OK)
-    told = f"{there}: {free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB for checkpoints" + (
+    existing = existing_folder(job)
+    needed = job.checkpoint_bytes * (job.recipe.checkpoint.keep + 1)
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    found = f"{existing}: {free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB for checkpoints" + (
         "" if writable else "; not writable"
     )
-    return Finding("disk", free > needed and writable, told)
+    return Finding("disk", free > needed and writable, found)
 
 
-def clock(output: Path) -> Finding:
+def existing_folder(job: Job) -> Path:
+    """Return the run's folder, or the nearest above it that there is."""
+    path = job.folder.path
+    return next(folder for folder in (path, *path.resolve().parents) if folder.exists())
+
+
+def clock(job: Job) -> Finding:
     """Whether this clock and that of the output's file system agree; logs of several nodes are sorted by them."""
-    there = next(folder for folder in (output, *output.resolve().parents) if folder.exists())
+    existing = existing_folder(job)
     try:
-        with tempfile.NamedTemporaryFile(dir=there) as file:
+        with tempfile.NamedTemporaryFile(dir=existing) as file:
             skew = abs(os.stat(file.name).st_mtime - time.time())
     except OSError as error:
-        return Finding("clock", None, f"{there}: {error.strerror}")
+        return Finding("clock", None, f"{existing}: {error.strerror}")
     return Finding("clock", skew < SKEW, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, {skew:.1f} s from the disk's")
 
 
@@ -171,14 +195,14 @@ def shards(data: str) -> Finding:
                 count += 1
     except (VitrailError, OSError) as error:
         return Finding("shards", False, str(error))
-    told = f"{data}: {count} images, the first and last of each shard, in {time.monotonic() - started:.1f} s"
-    return Finding("shards", True, told)
+    found = f"{data}: {count} images, the first and last of each shard, in {time.monotonic() - started:.1f} s"
+    return Finding("shards", True, found)
 
 
 def show(findings: list[Finding]) -> None:
     """Print findings as a table."""
     table = Table(show_header=False)
-    marks = {True: "[green]well[/]", False: "[red]BAD[/]", None: "-"}
+    marks = {True: "[green]ok[/]", False: "[red]BAD[/]", None: "-"}
     for finding in findings:
-        table.add_row(finding.what, marks[finding.well], finding.says)
+        table.add_row(finding.what, marks[finding.ok], finding.says)
     Console().print(table)

@@ -1,10 +1,9 @@
-"""The drill: a minute of the user's own run, hit by what clusters do to runs, and compared with an unbroken one.
+"""`vitrail drill`: a minute of the user's own run, hit by what clusters do to runs, and compared with an unbroken one.
 
 One run is broken off again and again, by another fault each time, and started again by the same command. At its end
 its losses and its weights must be those of a run that nothing happened to, bit for bit.
 """
 
-import json
 import os
 import re
 import shutil
@@ -19,48 +18,72 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from launch.saboteur import BALLAST, EVERY, drilled
+from launch.verb import RecipeVerb, config_file, engine_named, resolved
 from pipeline import checkpoint
-from pipeline.batch import order_of
-from pipeline.config import Recipe
-from pipeline.models import on_paper, parameter_count
-from pipeline.rehearsal import lacks_weights, made_up
-from pipeline.request import BYTES_A_PARAMETER, Request
-from pipeline.teacher import write_random_weights
-from shards.dataset import Dataset
-from shards.errors import TrainingError
-from shards.files import write_json
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.folder import RunFolder
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, Job
+from pipeline.session.rehearsal import made_up
+from pipeline.teacher.teacher import lacks_weights, write_random_weights
+from shards.dataset import HEAD, Dataset
+from shards.files import read_json, write_json
 
-CONFIGS: Final = Path(__file__).parent / "configs"
 STEPS: Final = 3  # of a session before its fault
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeDrill(RecipeVerb):
+    """Break a minute of your own run with signals, kills, a torn file, a full disk and a vanished shard.
+
+    Takes the recipe's own fields too: --data, --batch, ...; without --data the images are made up. Says what survived.
+    """
+
+    config: str = ""  # of launch/configs; empty: cpu, or ddp_8gpu where there is a GPU
+    processes: int = 0  # 0: one a GPU; two, where there is none
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table; return 1 if something did not survive."""
+        request = self.request(arguments)
+        config = self.config or ("ddp_8gpu" if torch.accelerator.is_available() else "cpu")
+        processes = self.processes or min(torch.accelerator.device_count() or 2, request.recipe.virtual_ranks)
+        engine, found = engine_named(config)
+        job = resolved(request, REHEARSAL, Hosting(processes=processes, engine=engine), found)
+        return drill(job, self.recipe, arguments, config)
+
+
+VERB: Final = MakeDrill
 
 
 @dataclass(frozen=True)
 class Drill:
     """Where a drill happens."""
 
+    job: Job  # as its processes train it: smaller, on a data set of links, into the folder of the run that is broken
     recipe: str  # name or file
-    small: Recipe  # as its processes train it
     arguments: list[str]  # the user's
-    data: Path  # links to the shards
-    dataset: Dataset
-    folder: Path  # of the run that is broken
     config: str
-    processes: int
     patience: float | None = None  # seconds for a session
+
+    @property
+    def folder(self) -> RunFolder:
+        """The folder of the run."""
+        return self.job.folder
 
     @property
     def newest(self) -> Path:
         """The newest checkpoint."""
-        return checkpoint.checkpoints(self.folder / "checkpoints")[0]
+        return checkpoint.checkpoints(self.folder.checkpoints)[0]
 
     @property
     def saved(self) -> int:
         """Finished steps of the newest checkpoint."""
-        found = checkpoint.checkpoints(self.folder / "checkpoints")
+        found = checkpoint.checkpoints(self.folder.checkpoints)
         return checkpoint.step_of(found[0]) if found else 0
 
 
@@ -76,10 +99,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fault did to a run; `well` is None where it could not be tried."""
+    """What a fault did to a run; `survived` is None where it could not be tried."""
 
     what: str
-    well: bool | None
+    survived: bool | None
     says: str
 
 
@@ -95,15 +118,15 @@ def torn_checkpoint(drill: Drill) -> Iterator[None]:
 def full_disk(drill: Drill) -> Iterator[None]:
     """Make room again, afterwards, on the run's disk, which is a small one of its own."""
     yield
-    (drill.folder / BALLAST).unlink(missing_ok=True)
+    (drill.folder.path / BALLAST).unlink(missing_ok=True)
 
 
 @contextmanager
 def vanished_shard(drill: Drill) -> Iterator[None]:
     """Take away the shard that the next step begins with."""
-    index = drill.dataset.splits["train"]
-    sample = int(order_of(drill.small, index).views(drill.saved, 0).samples[0])
-    link = drill.data / "train" / index.shards[index.shard_of(sample)].name
+    index = drill.job.index
+    sample = int(drill.job.order.views(drill.saved, 0).samples[0])
+    link = Path(drill.job.data) / "train" / index.shards[index.shard_of(sample)].name
     kept = link.rename(link.with_suffix(".away"))
     yield
     kept.rename(link)
@@ -121,104 +144,98 @@ FAULTS: Final = (
 )
 
 
-def drill(
-    request: Request, dataset: Dataset | None, recipe: str, arguments: list[str], config: str, processes: int
-) -> int:
-    """Drill a request, print what survived, and return 1 if anything did not; data is made up where there is none."""
-    small = drilled(request.recipe, processes)
+def drill(job: Job, recipe: str, arguments: list[str], config: str) -> int:
+    """Drill a job, print what survived, and return 1 if anything did not; data is made up where there is none."""
+    processes = job.hosting.processes
+    small = drilled(job.recipe, processes)
     with tempfile.TemporaryDirectory(prefix="vitrail-drill-") as scratch:
-        folder = Path(scratch)
-        (folder / "broken").mkdir()
-        dataset = dataset or made_up(small, folder / "made-up")
-        link_shards(dataset, folder / "data")
+        root = Path(scratch)
+        (root / "broken").mkdir()
+        dataset = job.dataset or made_up(small, root / "made-up")
+        link_shards(dataset, root / "data")
         if lacks_weights(small.distill):
-            write_random_weights(small, folder / "teacher.safetensors")
-            arguments = [*arguments, "--distill.checkpoint", str(folder / "teacher.safetensors")]
-        needed = BYTES_A_PARAMETER * parameter_count(on_paper(small)) * (small.checkpoint.keep + 2) + 2**26
-        with small_disk(folder / "broken", needed) as small_one:
-            place = Drill(recipe, small, arguments, folder / "data", dataset, folder / "broken", config, processes)
-            unbroken = replace(place, folder=folder / "unbroken")
-            faults = [fault for fault in FAULTS if small_one or fault.around is not full_disk]
+            write_random_weights(small, root / "teacher.safetensors")
+            arguments = [*arguments, "--distill.weights", str(root / "teacher.safetensors")]
+        job = replace(job, recipe=small, data=str(root / "data"), dataset=dataset, folder=RunFolder(root / "broken"))
+        needed = job.checkpoint_bytes * (small.checkpoint.keep + 2) + 2**26
+        with small_disk(root / "broken", needed) as has_small_disk:
+            broken = Drill(job, recipe, arguments, config)
+            unbroken = replace(broken, job=replace(job, folder=RunFolder(root / "unbroken")))
+            faults = [fault for fault in FAULTS if has_small_disk or fault.around is not full_disk]
             last_step = (len(faults) + 1) * (STEPS + EVERY)  # more than all sessions take
             print(f"{small.name}: {last_step} steps of {small.batch} images on {processes} process(es), unbroken ...")
             started = time.monotonic()
             said = session(unbroken, "none", 0, last_step)
-            place = replace(place, patience=3 * (time.monotonic() - started) + 60)
-            if not (unbroken.folder / "summary.json").exists():
+            broken = replace(broken, patience=3 * (time.monotonic() - started) + 60)
+            if not unbroken.folder.summary.exists():
                 raise TrainingError(f"the run does not even end where nothing happens to it:\n{said}")
             outcomes = []
             for fault in faults:
-                outcomes.append(meet(place, unbroken, fault, last_step))
+                outcomes.append(meet(broken, unbroken, fault, last_step))
                 print(f"  {fault.what}: {outcomes[-1].says}", flush=True)
-            if not small_one:
+            if not has_small_disk:
                 outcomes.append(Outcome("a full disk", None, "not tried: a small disk to fill (tmpfs) needs root"))
-            session(place, "none", 0, last_step)
-            outcomes.append(compare(place, unbroken))
+            session(broken, "none", 0, last_step)
+            outcomes.append(compare(broken, unbroken))
     show(f"Drill of {small.name}: {config}, {processes} process(es)", outcomes)
-    return 1 if any(outcome.well is False for outcome in outcomes) else 0
+    return 1 if any(outcome.survived is False for outcome in outcomes) else 0
 
 
-def meet(place: Drill, unbroken: Drill, fault: Fault, last_step: int) -> Outcome:
+def meet(broken: Drill, unbroken: Drill, fault: Fault, last_step: int) -> Outcome:
     """Go on with the run up to a fault, and say what it did."""
-    started = place.saved
+    started = broken.saved
     if fault.around and not started:
         return Outcome(fault.what, False, "there is no checkpoint to begin with")
-    with fault.around(place) if fault.around else nullcontext():
-        said = session(place, fault.armed, started + STEPS, last_step)
-    reached = max((line["step"] for line in train_lines(place.folder)), default=0)
+    with fault.around(broken) if fault.around else nullcontext():
+        said = session(broken, fault.armed, started + STEPS, last_step)
+    reached = max((line["step"] for line in train_lines(broken.folder)), default=0)
     try:
-        whole = checkpoint.load_newest(place.folder / "checkpoints", lambda _: None)
-    except checkpoint.CheckpointError as error:
+        whole = checkpoint.load_newest(broken.folder.checkpoints, lambda _: None)
+    except CheckpointError as error:
         return Outcome(fault.what, False, f"no checkpoint is whole: {error}")
     kept = whole.step if whole else 0
-    told = re.search(fault.says, said)
-    if (place.folder / "summary.json").exists():
+    as_expected = re.search(fault.says, said)
+    if broken.folder.summary.exists():
         return Outcome(fault.what, False, "the run ended as if nothing had happened")
-    if told is None:
+    if as_expected is None:
         return Outcome(fault.what, False, f"the run did not say {fault.says!r}: {said.strip()[-400:]}")
-    if train_lines(place.folder) != train_lines(unbroken.folder)[:reached]:
+    if train_lines(broken.folder) != train_lines(unbroken.folder)[:reached]:
         return Outcome(fault.what, False, f"the losses up to step {reached} are not those of the unbroken run")
     return Outcome(fault.what, True, f"steps {started} to {reached}; {reached - kept} to be trained again")
 
 
-def compare(place: Drill, unbroken: Drill) -> Outcome:
+def compare(broken: Drill, unbroken: Drill) -> Outcome:
     """Compare the ends of both runs."""
     what = f"the same command, up to step {train_lines(unbroken.folder)[-1]['step']}"
-    if not (place.folder / "summary.json").exists():
+    if not broken.folder.summary.exists():
         return Outcome(what, False, "the run does not end")
-    hashes = [json.loads((run.folder / "summary.json").read_text())["weights_sha256"] for run in (place, unbroken)]
-    if hashes[0] != hashes[1] or train_lines(place.folder) != train_lines(unbroken.folder):
+    hashes = [read_json(run.folder.summary)["weights_sha256"] for run in (broken, unbroken)]
+    if hashes[0] != hashes[1] or train_lines(broken.folder) != train_lines(unbroken.folder):
         return Outcome(what, False, f"weights {hashes[0][:16]}, unbroken {hashes[1][:16]}")
     return Outcome(what, True, f"losses and weights as unbroken, bit for bit ({hashes[0][:16]})")
 
 
-def train_lines(folder: Path) -> list[dict[str, Any]]:
+def train_lines(folder: RunFolder) -> list[dict[str, Any]]:
     """Return what a run logged of its steps, without what the clock decides."""
-    path = folder / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
-    return [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in lines if line["kind"] == "train"]
+    return [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in folder.logged("train")]
 
 
-def session(place: Drill, fault: str, step: int, last_step: int) -> str:
+def session(broken: Drill, fault: str, step: int, last_step: int) -> str:
     """Start the run's processes, wait for their end, and return what they said."""
-    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
-    launch += [
-        str(CONFIGS / f"{place.config}.yaml"),
-        "--num_processes",
-        str(place.processes),
-        "--main_process_port",
-        "0",
-    ]
-    run = ["-m", "launch.saboteur", fault, str(step), place.recipe, *place.arguments]
-    run += ["--data", str(place.data), "--output", str(place.folder), "--max-steps", str(last_step)]
+    job = broken.job
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launch += ["--config_file", str(config_file(broken.config)), "--num_processes", str(job.hosting.processes)]
+    launch += ["--main_process_port", "0"]
+    run = ["-m", "launch.saboteur", fault, str(step), broken.recipe, *broken.arguments]
+    run += ["--data", job.data, "--output", str(job.folder), "--max-steps", str(last_step)]
     # a session of its own, so that all its processes can be ended
     with subprocess.Popen(  # noqa: S603
         [*launch, *run], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as process:
         try:
-            return process.communicate(timeout=place.patience)[0]
+            return process.communicate(timeout=broken.patience)[0]
         except subprocess.TimeoutExpired:
-            return f"It did not end within {place.patience:.0f} s."
+            return f"It did not end within {broken.patience:.0f} s."
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -229,8 +246,8 @@ def link_shards(dataset: Dataset, folder: Path) -> None:
     (folder / "train").mkdir(parents=True)
     for path in dataset.splits["train"].folder.iterdir():
         (folder / "train" / path.name).symlink_to(path.resolve())
-    head = json.loads((dataset.folder / "dataset.json").read_text())
-    write_json(folder / "dataset.json", {**head, "splits": {"train": head["splits"]["train"]}})
+    head = read_json(dataset.folder / HEAD)
+    write_json(folder / HEAD, {**head, "splits": {"train": head["splits"]["train"]}})
 
 
 @contextmanager
@@ -251,5 +268,5 @@ def show(title: str, outcomes: list[Outcome]) -> None:
     table = Table(title=title, show_header=False)
     marks = {True: "[green]survived[/]", False: "[red]NOT SURVIVED[/]", None: "-"}
     for outcome in outcomes:
-        table.add_row(outcome.what, marks[outcome.well], outcome.says)
+        table.add_row(outcome.what, marks[outcome.survived], outcome.says)
     Console().print(table)

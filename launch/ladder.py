@@ -1,21 +1,20 @@
-"""The ladder: one data set, one model, several fine-tuning strategies, and what each costs and gives."""
+"""`vitrail ladder`: one data set, one model, several fine-tuning strategies, and what each costs and gives."""
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from launch.verb import RecipeVerb
 from pipeline.config import Recipe
-from pipeline.finetune import by_part
-from pipeline.models import on_paper
+from pipeline.job import TRAINING, Job, resolve
 from pipeline.request import Request
-from pipeline.run import carry_out
-from pipeline.session import DONE
-from shards.errors import BadRequest
-from shards.files import write_json
+from pipeline.session.session import DONE, run_job
+from shards.errors import BadRequest, Problem
+from shards.files import read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -28,32 +27,49 @@ class Rung:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ladder(RecipeVerb):
+    """Fine-tune with several strategies on one data set: accuracy against trained parameters and seconds.
+
+    Takes the recipe's own fields too: --data, --output, --model.weights, --epochs, ...
+    """
+
+    rungs: tuple[str, ...] = ("linear", "partial-1/2", "partial-1", "partial-2", "full", "gradual")  # strategies
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Run what is not run yet, print the table, and draw ladder.png."""
+        return climb(self.request(arguments), self.rungs)
+
+
+VERB: Final = Ladder
+
+
 def climb(request: Request, strategies: tuple[str, ...]) -> int:
     """Run a recipe with each strategy under the request's folder, and compare; return the exit code of the last run.
 
-    Raises BadRequest with all strategies that the model does not take, before the first one is run.
+    Raises BadRequest with all that is wrong with any of them, before the first one is run.
     """
-    recipes = [on_rung(request.recipe, strategy) for strategy in strategies]
-    problems = []
-    trained = []
-    for recipe in recipes:
+    jobs: list[Job] = []
+    found: list[Problem] = []
+    for strategy in strategies:
+        output = str(request.folder / strategy.replace("/", "_"))
+        rung = replace(request, recipe=on_rung(request.recipe, strategy), output=output)
         try:
-            trained.append(sum(some for some, _ in by_part(on_paper(recipe)).values()))
+            jobs.append(resolve(rung, TRAINING))
         except BadRequest as error:
-            problems += error.problems
-    if problems:
-        raise BadRequest(problems)
+            found += [problem for problem in error.problems if problem not in found]
+    if jobs and jobs[0].dataset and jobs[0].dataset.evaluation_split() is None:
+        found.append(Problem("data", f"{request.data} has no split `val` or `test` to compare on."))
+    if found:
+        raise BadRequest(found)
     rungs = []
-    for recipe, count in zip(recipes, trained, strict=True):
-        strategy = recipe.finetune.strategy
-        folder = request.folder / strategy.replace("/", "_")
-        code = carry_out(replace(request, recipe=recipe, output=str(folder)))
+    for job in jobs:
+        code = run_job(job)
         if code != DONE:
             return code
-        summary = json.loads((folder / "summary.json").read_text())
-        if summary["top1"] is None:
-            raise BadRequest([f"{request.data} has no split `val` or `test` to compare on."])
-        rungs.append(Rung(strategy, count, summary["top1"], summary["wall_seconds"]))
+        summary = read_json(job.folder.summary)
+        strategy = job.recipe.finetune.strategy
+        rungs.append(Rung(strategy, job.trained_parameters, summary["top1"], summary["wall_seconds"]))
     write_json(request.folder / "ladder.json", [asdict(rung) for rung in rungs])
     show(rungs, request.folder)
     return DONE

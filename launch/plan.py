@@ -1,6 +1,7 @@
-"""The plan of a run on a cluster: hosting, steps, bytes, memory, hours and cost, worked out and not tried."""
+"""`vitrail plan`: hosting, steps, bytes, memory, hours and cost of a run on a cluster, worked out and not tried."""
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -9,12 +10,15 @@ from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from pipeline.batch import order_on
-from pipeline.config import EngineName, Recipe
-from pipeline.finetune import by_part
-from pipeline.hosting import hosted
-from pipeline.models import Student, build_student, on_paper
-from shards.dataset import Dataset
+from launch.verb import Json, RecipeVerb, resolved
+from pipeline.config import EngineName, Precision, Recipe
+from pipeline.fields import flag
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, Job
+from pipeline.model.build import build_student
+from pipeline.model.student import Student
+from pipeline.session.rehearsal import measured_speed
+from shards.errors import Problem
 
 IMAGE_BYTES: Final = 110_000  # mean JPEG of ImageNet-1k, where there is no data to ask
 FLOAT: Final = 4  # bytes
@@ -22,22 +26,55 @@ MOMENTS: Final = {"adamw": 2, "adam": 2, "lamb": 2, "sgd": 1}  # tensors the opt
 
 
 @dataclass(frozen=True, kw_only=True)
+class MakePlan(RecipeVerb):
+    """Work out a run on a cluster: hosting, steps, bytes, memory, hours, cost.
+
+    Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    engine: EngineName = "ddp"
+    images_per_second: float = 0.0  # of one GPU; 0: what --dry-run measured into the same --output, if it did
+    link: float = 12.5  # GB/s that a node sends to another
+    price: float = 0.0  # of a GPU-hour, in any currency
+    precision: Precision = "bf16"  # of the activations
+    json: Json = False
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Print a table, or JSON for scripts."""
+        found = [
+            Problem(name, f"--{flag(name)} is {getattr(self, name)}; it must be more than 0.")
+            for name in ("nodes", "gpus_per_node", "link")
+            if getattr(self, name) <= 0
+        ]
+        hosting = Hosting(
+            processes=max(1, self.nodes * self.gpus_per_node), engine=self.engine, precision=self.precision
+        )
+        job = resolved(self.request(arguments), REHEARSAL, hosting, found)
+        speed, measured = (self.images_per_second, "") if self.images_per_second else measured_speed(job)
+        cluster = Cluster(self.nodes, self.gpus_per_node, self.link, speed, measured, self.price)
+        plan = make_plan(job, cluster)
+        if self.json:
+            print(json.dumps(asdict(plan)))
+        else:
+            show(job, cluster, plan)
+        return 0
+
+
+VERB: Final = MakePlan
+
+
+@dataclass(frozen=True)
 class Cluster:
-    """What a run is planned for."""
+    """What a job is planned for, beside its hosting."""
 
     nodes: int
     gpus_per_node: int
-    engine: EngineName = "ddp"
     link: float = 12.5  # bytes/s times 1e9 that a node sends to another
     images_per_second: float = 0.0  # of one GPU; 0: not known
     measured: str = ""  # where that comes from, if not from the user
     price: float = 0.0  # of a GPU-hour
-    bf16: bool = True
-
-    @property
-    def processes(self) -> int:
-        """One for each GPU."""
-        return self.nodes * self.gpus_per_node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +82,8 @@ class Plan:
     """What follows.  Bytes are of one process, if nothing else is said; hours and cost are None without a speed."""
 
     shares: list[int]  # virtual ranks of each process
-    micro_steps: int  # forward passes of the busiest process in a step
-    micro_batch: int  # images of one of them
+    micro_batches: int  # forward passes of the busiest process in a step
+    micro_batch_size: int  # images of one of them
     batch: int
     peak_lr: float
     steps_per_epoch: int
@@ -62,37 +99,34 @@ class Plan:
     cost: float | None
 
 
-def make_plan(recipe: Recipe, dataset: Dataset | None, cluster: Cluster) -> Plan:
-    """Return the plan of a recipe that has no problem on that cluster."""
-    index = dataset.splits["train"] if dataset else None
-    images = len(index) if index else recipe.data.images
-    mean_bytes = sum(shard.bytes for shard in index.shards) / len(index) if index else IMAGE_BYTES
-    order = order_on(recipe, (images,))
-    shares = [len(hosted(recipe.virtual_ranks, cluster.processes, p)) for p in range(cluster.processes)]
-    micro_steps = shares[0] * recipe.passes
-    parts = by_part(on_paper(replace(recipe, model=replace(recipe.model, checkpoint=""))))
-    parameters, trained = (sum(of_part[which] for of_part in parts.values()) for which in (1, 0))
+def make_plan(job: Job, cluster: Cluster) -> Plan:
+    """Return the plan of a job on a cluster."""
+    recipe, hosting, order = job.recipe, job.hosting, job.order
+    mean_bytes = sum(shard.bytes for shard in job.index.shards) / len(job.index) if job.dataset else IMAGE_BYTES
+    shares = hosting.shares(recipe.virtual_ranks)
+    micro_batches = shares[0] * recipe.micro_batches
+    weights, gradients = FLOAT * job.parameter_count, FLOAT * job.trained_parameters
     shown = order.steps_per_epoch * recipe.batch / recipe.data.repeats  # images, each read once
     on_node = sum(shares[: cluster.gpus_per_node]) / recipe.virtual_ranks  # the first node has most
-    exchanged = exchanged_bytes(cluster, FLOAT * parameters, FLOAT * trained, micro_steps)
-    steps = recipe.epochs * order.steps_per_epoch
+    exchanged = exchanged_bytes(cluster.nodes, hosting.engine, weights, gradients, micro_batches)
+    steps = job.schedule.total_steps
     hours = None
     if cluster.images_per_second:
         # the busiest process sets the pace
         pace = cluster.images_per_second * recipe.virtual_ranks / shares[0]
         hours = steps * recipe.batch / pace / 3600
-    gpu_hours = None if hours is None else hours * cluster.processes
+    gpu_hours = None if hours is None else hours * hosting.processes
     return Plan(
         shares=shares,
-        micro_steps=micro_steps,
-        micro_batch=recipe.pass_batch,
+        micro_batches=micro_batches,
+        micro_batch_size=recipe.micro_batch_size,
         batch=recipe.batch,
         peak_lr=recipe.peak_lr,
         steps_per_epoch=order.steps_per_epoch,
         steps=steps,
-        parameters=parameters,
-        trained=trained,
-        memory=memory(recipe, cluster, FLOAT * parameters, FLOAT * trained, recipe.pass_batch),
+        parameters=job.parameter_count,
+        trained=job.trained_parameters,
+        memory=memory(recipe, hosting, weights, gradients),
         read_bytes_epoch=round(shown * mean_bytes * on_node),
         exchanged_bytes=exchanged,
         exchange_seconds=exchanged / (cluster.link * 1e9),
@@ -102,15 +136,16 @@ def make_plan(recipe: Recipe, dataset: Dataset | None, cluster: Cluster) -> Plan
     )
 
 
-def show(recipe: Recipe, cluster: Cluster, plan: Plan) -> None:
+def show(job: Job, cluster: Cluster, plan: Plan) -> None:
     """Print a plan as a table."""
-    table = Table(title=f"{recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} GPUs, {cluster.engine}")
+    recipe = job.recipe
+    table = Table(title=f"{recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} GPUs, {job.hosting.engine}")
     table.add_column("what")
     table.add_column("how much")
     gigabytes = {part: f"{size / 1e9:.2f}" for part, size in plan.memory.items()}
     rows = [
         ("hosting", f"{recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images: {plan.shares} a process"),
-        ("passes of a step", f"{plan.micro_steps} of {plan.micro_batch} images"),
+        ("micro-batches of a step", f"{plan.micro_batches} of {plan.micro_batch_size} images"),
         ("batch", f"{plan.batch} images, peak rate {plan.peak_lr:.3g}"),
         ("steps", f"{plan.steps:,}: {recipe.epochs} epochs of {plan.steps_per_epoch:,}"),
         ("parameters", f"{plan.parameters:,}, {plan.trained:,} of them trained"),
@@ -130,28 +165,28 @@ def show(recipe: Recipe, cluster: Cluster, plan: Plan) -> None:
     Console().print(table)
 
 
-def exchanged_bytes(cluster: Cluster, weights: int, gradients: int, micro_steps: int) -> int:
+def exchanged_bytes(nodes: int, engine: EngineName, weights: int, gradients: int, micro_batches: int) -> int:
     """Return the bytes that a node sends to others in a step, for weights and gradients of so many bytes.
 
     A ring around N nodes sends 2 (N - 1) / N of what it adds up (reduce-scatter, all-gather), (N - 1) / N in either
     half alone.
     """
-    if cluster.nodes == 1:
+    if nodes == 1:
         return 0
-    half = (cluster.nodes - 1) / cluster.nodes
+    half = (nodes - 1) / nodes
     return round(
         half
         * {
             "ddp": 2 * gradients,
             "zero1": 2 * gradients,
-            "zero2": gradients * micro_steps + gradients,  # gradients go to their owner after every pass
-            "zero3": (2 * weights + gradients) * micro_steps,  # weights come before every pass, and its backward one
-            "fsdp2": 2 * weights * micro_steps + gradients,
-        }[cluster.engine]
+            "zero2": gradients * micro_batches + gradients,  # gradients go to their owner after every micro-batch
+            "zero3": (2 * weights + gradients) * micro_batches,  # weights come before every pass, forward and backward
+            "fsdp2": 2 * weights * micro_batches + gradients,
+        }[engine]
     )
 
 
-def memory(recipe: Recipe, cluster: Cluster, weights: int, gradients: int, micro_batch: int) -> dict[str, int]:
+def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> dict[str, int]:
     """Return the bytes a process needs, by part."""
     sharing = {
         "weights": ("zero3", "fsdp2"),
@@ -166,25 +201,25 @@ def memory(recipe: Recipe, cluster: Cluster, weights: int, gradients: int, micro
         "average": weights if recipe.ema.decay else 0,
     }
     shared = {
-        part: -(-size // cluster.processes) if cluster.engine in sharing[part] else size for part, size in whole.items()
+        part: -(-size // hosting.processes) if hosting.engine in sharing[part] else size for part, size in whole.items()
     }
-    images, beside = activations(recipe, bf16=cluster.bf16)
-    return shared | {"activations": micro_batch * images + beside}
+    images, beside = activations(recipe, hosting.precision)
+    return shared | {"activations": recipe.micro_batch_size * images + beside}
 
 
-def activations(recipe: Recipe, *, bf16: bool) -> tuple[int, int]:
+def activations(recipe: Recipe, precision: Precision) -> tuple[int, int]:
     """Return the bytes that a forward pass keeps for the backward pass, measured: of an image, and beside the images.
 
     Beside them are the weights in bf16.
     """
-    settings = replace(recipe, model=replace(recipe.model, checkpoint="", pretrained=False))
-    student = Student(build_student(settings)).train()
+    student = Student(build_student(recipe, start=False)).train()
+    bf16 = precision == "bf16"
     two, four = (kept_bytes(student, recipe.model.img_size, images, bf16=bf16) for images in (2, 4))
     image, beside = (four - two) // 2, 2 * two - four
     if recipe.compute.activation_checkpointing:  # in the backward pass a block at a time keeps what it else would
         keeping = replace(recipe, compute=replace(recipe.compute, activation_checkpointing=False))
         blocks = len(list(student.net.get_submodule("blocks").children()))
-        image += activations(keeping, bf16=bf16)[0] // blocks
+        image += activations(keeping, precision)[0] // blocks
     return image, beside
 
 

@@ -1,29 +1,50 @@
 """`vitrail preview`: the images as the model sees them, original beside views."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import torch
 from matplotlib.figure import Figure
 
-from pipeline.augment import center
-from pipeline.batch import TrainingBatches, as_seen
-from pipeline.config import Recipe
-from pipeline.decode import decode
-from shards.index import Index
+from launch.verb import RecipeVerb
+from pipeline.data.augment import center
+from pipeline.data.batch import TrainingBatches
+from pipeline.data.decode import decode
+from pipeline.data.device import model_input
+from pipeline.job import LOOKING, Job, resolve
 
 ROWS: Final = 6
 VIEWS: Final = 4
 
 
-def draw_preview(recipe: Recipe, index: Index, path: Path) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Preview(RecipeVerb):
+    """Draw images as the model sees them, original beside views.
+
+    Takes the recipe's own fields too: --data, --augment.erase, --mix.prob, ...
+    """
+
+    output: Path  # a .png
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Write the picture."""
+        draw_preview(resolve(self.request(arguments), LOOKING), self.output)
+        print(self.output)
+        return 0
+
+
+VERB: Final = Preview
+
+
+def draw_preview(job: Job, path: Path) -> None:
     """Write a picture: in each row an image, views of it, and what the model sees after erasing and mixing."""
+    recipe, index = job.recipe, job.index
     # one virtual rank, so that a data set smaller than the global batch can be looked at too
     alone = replace(recipe, batch=min(recipe.rank_batch, len(index)), virtual_ranks=1)
     batches = TrainingBatches(alone, index)
     batch = batches[0, 0]
-    seen = as_seen(batch, recipe.model, torch.device("cpu"))
+    seen = model_input(batch, recipe.model, torch.device("cpu"))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.model.mean, recipe.model.std))
     seen = (seen * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     samples = list(dict.fromkeys(batch.samples.tolist()))[:ROWS]

@@ -21,7 +21,7 @@ def recipe_file(name: str) -> tuple[Path, Recipe]:
     path = Path(recipes.__path__[0]) / f"{name}.py" if name in known else Path(name)
     if not path.is_file():
         near = difflib.get_close_matches(name, known, n=3) or known
-        raise BadRequest([f"{name}: no such recipe or file. Recipes: {', '.join(near)}"])
+        raise BadRequest.of("recipe", f"{name}: no such recipe or file. Recipes: {', '.join(near)}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader
@@ -29,5 +29,5 @@ def recipe_file(name: str) -> tuple[Path, Recipe]:
     spec.loader.exec_module(module)
     recipe = getattr(module, "RECIPE", None)
     if not isinstance(recipe, Recipe):
-        raise BadRequest([f"{path}: defines no RECIPE."])
+        raise BadRequest.of("recipe", f"{path}: defines no RECIPE.")
     return path, recipe

@@ -1,7 +1,7 @@
 """What `vitrail drill` starts as a run's processes: the run, smaller, with one fault at a moment chosen beforehand.
 
 `accelerate launch -m launch.saboteur FAULT STEP RECIPE [fields]`. The faults are real signals to real processes; they
-are put between the run's own calls from here, so that the run has no place for them. Steps are counted from 0.
+are in the events and the writer of checkpoints that the session is handed. Steps are counted from 0.
 """
 
 import os
@@ -11,15 +11,21 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
+
+from torch import Tensor
 
 from launch.recipes import load_recipe
 from pipeline import checkpoint
+from pipeline.checkpoint import Writer
 from pipeline.config import Recipe
-from pipeline.events import Events
-from pipeline.hosting import processes_of_launch
-from pipeline.rehearsal import smaller
+from pipeline.data.batch import Batch
+from pipeline.folder import RunFolder
+from pipeline.hosting import hosting_of_launch
 from pipeline.run import main
+from pipeline.session.events import Events
+from pipeline.session.rehearsal import smaller
+from pipeline.session.session import Parts
 
 EVERY: Final = 2  # steps between checkpoints
 BALLAST: Final = "ballast"  # file that fills a disk
@@ -31,46 +37,51 @@ def drilled(recipe: Recipe, processes: int) -> Recipe:
     return replace(smaller(recipe, processes), checkpoint=often, epochs=max(recipe.epochs, 100))
 
 
-def in_a_step(step: int, harm: Callable[[Path], None]) -> None:
-    """Do harm in the last process, as it is about to compute a step."""
-    after_batch = Events.after_batch
-    processes, process = processes_of_launch()
+def in_a_step(step: int, harm: Callable[[RunFolder], None]) -> Parts:
+    """Return parts that do harm in the last process, as it is about to compute a step."""
 
-    def interrupted(self: Events, batch: Any, images: Any) -> None:
-        after_batch(self, batch, images)
-        if batch.step == step and process == processes - 1:
-            harm(self.log.folder)
+    class Harmed(Events):
+        def after_batch(self, batch: Batch, images: Tensor) -> None:
+            super().after_batch(batch, images)
+            hosting = self.run.job.hosting
+            if batch.step == step and hosting.process == hosting.processes - 1:
+                harm(self.log.folder)
 
-    Events.after_batch = interrupted  # type: ignore[method-assign]
+    return Parts(events=Harmed)
 
 
-def fill_the_disk(folder: Path) -> None:
+def in_a_save(step: int, *signals: int) -> Parts:
+    """Return parts that signal the process that saves the first checkpoint after a step, with a file half written."""
+
+    class Harmed(Writer):
+        def write_file(self, tensors: dict[str, Tensor], path: Path) -> None:
+            super().write_file(tensors, path)
+            if int(path.parent.name.removesuffix(".tmp").removeprefix(".step-")) > step:
+                if signal.SIGKILL in signals:
+                    os.truncate(path, path.stat().st_size // 2)
+                for number in signals:
+                    os.kill(os.getpid(), number)
+
+    return Parts(writer=Harmed)
+
+
+def send(number: int) -> Callable[[RunFolder], None]:
+    """Return what sends a signal to its own process."""
+    return lambda _: os.kill(os.getpid(), number)
+
+
+def fill_the_disk(folder: RunFolder) -> None:
     """Leave half of what a checkpoint needs on the disk of a run."""
-    size = sum(path.stat().st_size for path in checkpoint.checkpoints(folder / "checkpoints")[0].iterdir())
-    with (folder / BALLAST).open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder).free - size // 2)
+    size = sum(path.stat().st_size for path in checkpoint.checkpoints(folder.checkpoints)[0].iterdir())
+    with (folder.path / BALLAST).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(folder.path).free - size // 2)
 
 
-def in_a_save(step: int, *signals: int) -> None:
-    """Send signals to the process that saves the first checkpoint after a step, with a file half written."""
-    save_file = checkpoint.save_file
-
-    def interrupted(tensors: Any, path: Any) -> None:
-        save_file(tensors, path)
-        if int(path.parent.name.removesuffix(".tmp").removeprefix(".step-")) > step:
-            if signal.SIGKILL in signals:
-                os.truncate(path, path.stat().st_size // 2)
-            for number in signals:
-                os.kill(os.getpid(), number)
-
-    checkpoint.save_file = interrupted  # type: ignore[assignment]
-
-
-FAULTS: Final[Mapping[str, Callable[[int], None]]] = {
-    "none": lambda step: None,
-    "stop": lambda step: in_a_step(step, lambda _: os.kill(os.getpid(), signal.SIGTERM)),
+FAULTS: Final[Mapping[str, Callable[[int], Parts]]] = {
+    "none": lambda step: Parts(),
+    "stop": lambda step: in_a_step(step, send(signal.SIGTERM)),
     "stop-twice-in-a-save": lambda step: in_a_save(step, signal.SIGUSR1, signal.SIGUSR1),
-    "kill": lambda step: in_a_step(step, lambda _: os.kill(os.getpid(), signal.SIGKILL)),
+    "kill": lambda step: in_a_step(step, send(signal.SIGKILL)),
     "kill-in-a-save": lambda step: in_a_save(step, signal.SIGKILL),
     "fill-the-disk": lambda step: in_a_step(step, fill_the_disk),
 }
@@ -78,5 +89,8 @@ FAULTS: Final[Mapping[str, Callable[[int], None]]] = {
 if __name__ == "__main__":
     fault, step, name = sys.argv[1:4]
     del sys.argv[1:4]
-    FAULTS[fault](int(step))
-    main(load_recipe(name), lambda recipe: drilled(recipe, processes_of_launch()[0]))
+    main(
+        load_recipe(name),
+        parts=FAULTS[fault](int(step)),
+        adapt=lambda recipe: drilled(recipe, hosting_of_launch(recipe).processes),
+    )

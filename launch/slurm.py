@@ -1,16 +1,63 @@
-"""Job scripts: `slurm/train.sbatch` filled in for a recipe and a cluster, and SLURM's own sbatch to check them."""
+"""`vitrail slurm`: `slurm/train.sbatch` filled in for a recipe and a cluster, and SLURM's own sbatch to check it."""
 
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import tyro
+
+from launch.recipes import recipe_file
+from launch.verb import RecipeVerb, config_file, engine_named, resolved
+from pipeline.hosting import Hosting
+from pipeline.job import TRAINING
 from shards.errors import BadRequest
 
 ROOT: Final = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slurm(RecipeVerb):
+    """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
+
+    Takes the recipe's own fields too: --data, --output, --epochs, ...
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 8  # 0: none
+    processes_per_node: int = 0  # 0: as many as GPUs, one at least
+    time: str = "24:00:00"  # then the run saves, and the job queues itself again
+    partition: str = ""  # empty: the cluster's default
+    config: str = "ddp_multinode"  # of launch/configs
+    submit: tyro.conf.FlagCreatePairsOff[bool] = False  # instead of printing
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Check the request as the job would, then print or submit the script."""
+        processes = self.processes_per_node or max(1, self.gpus_per_node)
+        engine, found = engine_named(self.config)
+        resolved(self.request(arguments), TRAINING, Hosting(processes=self.nodes * processes, engine=engine), found)
+        resources = Resources(
+            nodes=self.nodes,
+            gpus_per_node=self.gpus_per_node,
+            processes_per_node=processes,
+            time=self.time,
+            partition=self.partition,
+            config=config_file(self.config),
+        )
+        script = job_script(recipe_file(self.recipe)[0].resolve(), arguments, resources)
+        if self.submit:
+            print(sbatch(script))
+        else:
+            print(script, end="")
+            print(sbatch(script, "--test-only"), file=sys.stderr)
+        return 0
+
+
+VERB: Final = Slurm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +69,7 @@ class Resources:
     processes_per_node: int
     time: str  # as sbatch takes it: minutes, hours:minutes:seconds, days-hours, ...
     partition: str  # empty: the cluster's default
-    config: str  # of launch/configs
+    config: Path  # for `accelerate launch`
 
 
 def job_script(recipe: Path, arguments: list[str], resources: Resources) -> str:
@@ -38,7 +85,8 @@ def job_script(recipe: Path, arguments: list[str], resources: Resources) -> str:
         head = re.sub(rf"^#SBATCH --{name}=.*\n", "", head, flags=re.MULTILINE)
         head += f"#SBATCH --{name}={value}\n" if value else ""
     filled = [
-        f"export CONFIG={shlex.quote(str(ROOT / 'launch' / 'configs' / f'{resources.config}.yaml'))}",
+        f"export CONFIG={shlex.quote(str(resources.config))}",
+        f"export PYTHON={shlex.quote(sys.executable)}",
         f"export PROCESSES_PER_NODE={resources.processes_per_node}",
         f"set -- {shlex.join([str(recipe), *arguments])}",
     ]
@@ -49,9 +97,9 @@ def sbatch(script: str, *options: str) -> str:
     """Hand a script to sbatch and return what it said.  Raises BadRequest with its words if it refuses."""
     program = shutil.which("sbatch")
     if program is None:
-        raise BadRequest(["sbatch is not on this machine; run this where jobs are submitted."])
+        raise BadRequest.of("submit", "sbatch is not on this machine; run this where jobs are submitted.")
     command = [program, *options]
     done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
-        raise BadRequest([f"sbatch refuses the job: {done.stderr.strip()}"])
+        raise BadRequest.of("submit", f"sbatch refuses the job: {done.stderr.strip()}")
     return (done.stdout + done.stderr).strip()

@@ -1,11 +1,10 @@
 """Checkpoints: complete, atomic, hashed, without pickle.
 
 A checkpoint is a folder `step-NNNNNNNN` of safetensors files, by parameter name, and `state.json` with the step,
-the recipe, the fingerprint of the data and a hash of every file. It is written under another name and renamed.
-There is no random state and no loader state in it: the step says all (`pipeline/randomness.py`, `order.py`).
+the recipe, the fingerprints of data, views and weights, and a hash of every file. It is written under another name and
+renamed. There is no random state and no loader state in it: the step says all (`pipeline/randomness.py`, `data/order.py`).
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,29 +13,42 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shards.errors import CheckpointError
+from pipeline.errors import CheckpointError
+from pipeline.fingerprints import file_sha256, json_sha256
 from shards.files import atomic_write, sync_folder, write_json
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view, nor of starting weights
+
+STATE: Final = "state.json"  # what a checkpoint says beside its tensors
 
 Tensors = Mapping[str, Tensor]
+WriteFile = Callable[[dict[str, Tensor], Path], None]
 
 
 class Snapshot(NamedTuple):
     """What a checkpoint holds."""
 
     step: int  # finished steps
-    state: dict[str, Any]  # recipe, fingerprint, wall_seconds, ...
+    state: dict[str, Any]  # recipe, fingerprints, wall_seconds, losses, skipped_steps
     tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and ema where there is one
 
 
+class OtherFormat(CheckpointError):
+    """A checkpoint was saved by a version of Vitrail whose checkpoints this one does not read."""
+
+
 def save(
-    root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int, spare: int = 0
+    root: Path,
+    step: int,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, Tensors],
+    keep: int,
+    spare: int = 0,
+    write_file: WriteFile = save_file,
 ) -> Path:
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
@@ -50,12 +62,12 @@ def save(
     try:
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
-            save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
+            write_file({key: value.detach().contiguous() for key, value in group.items()}, path)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         hashes = {path.name: file_sha256(path) for path in sorted(temporary.glob("*.safetensors"))}
         body = {"format_version": FORMAT_VERSION, "step": step, **state, "files": hashes}
-        write_json(temporary / "state.json", {**body, "sha256": json_sha256(body)})
+        write_json(temporary / STATE, {**body, "sha256": json_sha256(body)})
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except (OSError, SafetensorError) as error:
@@ -98,7 +110,11 @@ class Writer:
     ) -> None:
         """Begin to `save`, when the one before is written.  Raises CheckpointError for that one."""
         self.wait()
-        self._writing = self._thread.submit(save, root, step, state, tensors, keep, spare)
+        self._writing = self._thread.submit(save, root, step, state, tensors, keep, spare, self.write_file)
+
+    def write_file(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Write one file of a checkpoint."""
+        save_file(tensors, path)
 
     def wait(self) -> None:
         """Return when all is written.  Raises CheckpointError where it could not be."""
@@ -120,11 +136,14 @@ def step_of(path: Path) -> int:
 def load(path: Path) -> Snapshot:
     """Return a checkpoint, on the CPU.  Raises CheckpointError if a byte of it is not as it was written."""
     try:
-        body = json.loads((path / "state.json").read_text())
+        body = json.loads((path / STATE).read_text())
         if body.pop("sha256", None) != json_sha256(body):
-            raise CheckpointError(f"{path}/state.json: torn or altered (its hash differs).")
+            raise CheckpointError(f"{path / STATE}: torn or altered (its hash differs).")
         if body["format_version"] != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format_version {body['format_version']}, not {FORMAT_VERSION}.")
+            raise OtherFormat(
+                f"{path}: saved by another version of Vitrail (format {body['format_version']}; this one reads "
+                f"{FORMAT_VERSION}). Go on with the version that began the run, or name another --output."
+            )
         tensors = {}
         for name, expected in body["files"].items():
             if file_sha256(path / name) != expected:
@@ -146,29 +165,10 @@ def load_newest(
     for path in found:
         try:
             return load(path)
+        except OtherFormat:
+            raise
         except CheckpointError as error:
             say(f"{error} Taking the checkpoint before it.")
     if found:
         raise CheckpointError(f"{root}: none of the {len(found)} checkpoints is whole. To start anew, remove {root}.")
     return None
-
-
-def weights_sha256(tensors: Tensors) -> str:
-    """Return the hash of weights: of names, types, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """Return the hash of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def json_sha256(value: Any) -> str:
-    """Return the hash of a JSON value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

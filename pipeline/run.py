@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 failed; 2 the request was wrong, all its problems listed; 
 checkpoint saved, start it again.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,22 +13,25 @@ from dataclasses import replace
 import torch
 
 from pipeline.config import Recipe
-from pipeline.hosting import processes_of_launch
-from pipeline.rehearsal import rehearse
-from pipeline.request import Request, check, parse
-from pipeline.session import FAILED, WRONG, run_recipe
+from pipeline.job import REHEARSAL, TRAINING, resolve
+from pipeline.request import Request, parse
+from pipeline.session.rehearsal import rehearse
+from pipeline.session.session import FAILED, PARTS, WRONG, Parts, run_job
 from shards.errors import BadRequest, VitrailError
 
 
-def main(recipe: Recipe, adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> None:
-    """Run a recipe as the command line asks, and exit.  `adapt` changes what the command line makes of it."""
-    _, process = processes_of_launch()
+def main(recipe: Recipe, *, parts: Parts = PARTS, adapt: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> None:
+    """Run a recipe as the command line asks, and exit.
+
+    `adapt` changes what the command line makes of it, `parts` what the session is made of.
+    """
+    speaks = os.environ.get("RANK", "0") in ("", "0")
     try:
-        request = parse(recipe, sys.argv[1:], speaks=process == 0)
-        code = carry_out(replace(request, recipe=adapt(request.recipe)))
+        request = parse(recipe, sys.argv[1:], speaks=speaks)
+        code = carry_out(replace(request, recipe=adapt(request.recipe)), parts)
     except BadRequest as error:
         code = WRONG
-        if process == 0:
+        if speaks:
             listed = "\n".join(f"  - {problem}" for problem in error.problems)
             print(f"{recipe.name}: the request cannot be run:\n{listed}", file=sys.stderr)
     except (VitrailError, OSError) as error:
@@ -42,12 +46,8 @@ def main(recipe: Recipe, adapt: Callable[[Recipe], Recipe] = lambda recipe: reci
     sys.exit(code)
 
 
-def carry_out(request: Request) -> int:
+def carry_out(request: Request, parts: Parts = PARTS) -> int:
     """Do what a request asks and return the exit code.  Raises BadRequest with all that is wrong with it."""
-    found, dataset = check(request)
-    if found:
-        raise BadRequest(found)
     if request.dry_run:
-        return rehearse(request, dataset)
-    assert dataset
-    return run_recipe(request, dataset)
+        return rehearse(resolve(request, REHEARSAL))
+    return run_job(resolve(request, TRAINING), parts)

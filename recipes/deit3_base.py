@@ -3,7 +3,7 @@
 Expect 83.8 % top-1 after 20 more epochs at 224 px with AdamW, rate 1e-5 and weight decay 0.1 (README_revenge.md).
 Not run here: no ImageNet, no GPU.
 Run:   accelerate launch recipes/deit3_base.py --data DIR --output OUT
-       accelerate launch recipes/deit3_base.py --data DIR --output OUT-224 --model.checkpoint OUT/model.safetensors \\
+       accelerate launch recipes/deit3_base.py --data DIR --output OUT-224 --model.weights OUT/model.safetensors \\
            --model.img-size 224 --epochs 20 --optim.name adamw --optim.lr 1e-5 --optim.weight-decay 0.1
 """
 

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from shards.dataset import Dataset, describe, read_dataset, write_dataset
+from shards.dataset import HEAD, Dataset, describe, read_dataset, write_dataset
 from shards.errors import SourceError
 from shards.files import atomic_write, write_json
 from shards.index import index_tar, write_index
@@ -53,7 +53,7 @@ def build(
     `holdout` is the share of images to set aside as `val` where the source has only one split. Raises
     SourceError for a source that cannot be used or an `out` that holds something else.
     """
-    if parts > 1 and (out / "dataset.json").exists():
+    if parts > 1 and (out / HEAD).exists():
         return read_dataset(out)  # the others are done, and with them this one
     source = open_source(spec, classes)
     splits = deal(source, holdout)
@@ -102,7 +102,7 @@ def fingerprint(source: Source) -> str:
 
 def begin(out: Path, plan: dict[str, object]) -> None:
     """Make `out` ready: go on with the same plan, refuse another one, and refuse to write over a data set."""
-    if (out / "dataset.json").exists():
+    if (out / HEAD).exists():
         raise SourceError(f"{out}: holds a data set already. Remove it, or name another folder.")
     if (out / PLAN).exists() and json.loads((out / PLAN).read_text()) != plan:
         raise SourceError(f"{out}: holds an unfinished build of another source or size. Remove it: rm -r {out}")

@@ -14,6 +14,7 @@ from shards.progress import progress
 from shards.reader import Reader
 
 FORMAT_VERSION: Final = 1
+HEAD: Final = "dataset.json"  # names classes and splits
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Dataset:
 def write_dataset(folder: Path, classes: list[str], splits: dict[str, Index]) -> Dataset:
     """Write `dataset.json` and return the data set."""
     write_json(
-        folder / "dataset.json",
+        folder / HEAD,
         {
             "format_version": FORMAT_VERSION,
             "classes": classes,
@@ -56,7 +57,7 @@ def read_dataset(folder: Path) -> Dataset:
     if not folder.exists():
         raise ShardError(f"{folder}: no such folder. {build}")
     try:
-        head = json.loads((folder / "dataset.json").read_text())
+        head = json.loads((folder / HEAD).read_text())
     except FileNotFoundError as error:
         if any(folder.glob("*/*.tar")) or any(folder.glob("*.tar")):
             raise ShardError(f"{folder}: tars, but no index. Make it: vitrail shards index {folder}") from error
@@ -87,7 +88,7 @@ def index_dataset(folder: Path, processes: int) -> Dataset:
         parts = [(describe(tar, rows[tar]), rows[tar]) for tar in tars if tar.parent == split]
         splits[split.name] = write_index(split, parts)
     highest = max(int(index.rows["label"].max()) for index in splits.values())
-    known = json.loads((folder / "dataset.json").read_text())["classes"] if (folder / "dataset.json").exists() else []
+    known = json.loads((folder / HEAD).read_text())["classes"] if (folder / HEAD).exists() else []
     classes = known if len(known) > highest else [str(label) for label in range(highest + 1)]
     return write_dataset(folder, classes, splits)
 

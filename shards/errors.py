@@ -1,14 +1,24 @@
-"""The exceptions that users meet.
+"""The exceptions that users meet; those of training are in `pipeline/errors.py`.
 
 VitrailError
 ├── BadRequest        the request was wrong; carries every problem found (exit code 2)
 ├── SourceError       images offered to `vitrail shards build` cannot be used
 ├── ShardError        a tar or its index is missing, torn or altered
-├── SampleError       one sample cannot be used: wrong bytes, or no image in them
-├── CheckpointError   no checkpoint fits, or the one named is torn
-├── StoreError        a store of a teacher's answers is torn, or of other views
-└── TrainingError     the run cannot go on: a non-finite loss, too many bad samples
+└── SampleError       one sample cannot be used: wrong bytes, or no image in them
 """
+
+from collections.abc import Iterable
+from typing import NamedTuple, Self
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with a request."""
+
+    field: str  # dotted name of a recipe's field, or name of an option; empty where it concerns none alone
+    sentence: str  # what is wrong and what to do
+
+    def __str__(self) -> str:
+        return self.sentence
 
 
 class VitrailError(Exception):
@@ -16,11 +26,16 @@ class VitrailError(Exception):
 
 
 class BadRequest(VitrailError):
-    """The request was wrong.  `problems` holds all that was found, one sentence each."""
+    """The request was wrong.  `problems` holds all that was found."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = list(problems)
+        super().__init__("\n".join(problem.sentence for problem in self.problems))
+
+    @classmethod
+    def of(cls, field: str, sentence: str) -> Self:
+        """Return the refusal for one problem."""
+        return cls([Problem(field, sentence)])
 
 
 class SourceError(VitrailError):
@@ -33,15 +48,3 @@ class ShardError(VitrailError):
 
 class SampleError(VitrailError):
     """One sample cannot be used."""
-
-
-class CheckpointError(VitrailError):
-    """No checkpoint fits the run, or the one named is torn."""
-
-
-class StoreError(VitrailError):
-    """A store of a teacher's answers is torn, or holds something else."""
-
-
-class TrainingError(VitrailError):
-    """The run cannot go on."""

@@ -48,6 +48,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(shard.samples for shard in self.shards)
+
     def key(self, sample: int) -> str:
         """Return the WebDataset key of a sample."""
         return str(self.rows["key"][sample], "utf-8")

@@ -26,8 +26,8 @@ def freeze(net: nn.Module, settings: Finetune, *, head_alone: bool = False) -> N
     try:
         trained = _head(net) if head_alone else STRATEGIES[kind](net, amount)
     except (KeyError, AttributeError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise BadRequest(
-            [f"--finetune.strategy {settings.strategy} does not fit {type(net).__name__}: {error}."]
+        raise BadRequest.of(
+            "finetune.strategy", f"--finetune.strategy {settings.strategy} does not fit {type(net).__name__}: {error}."
         ) from error
     if settings.norm and not head_alone:
         trained |= _under(net, "norm", "fc_norm")
@@ -60,10 +60,10 @@ def _partial(net: Any, amount: str) -> Names:
     if halves.denominator != 1 or not 0 < count <= len(net.blocks):
         raise ValueError(f"K goes in halves, up to its {len(net.blocks)} blocks")
     whole = int(count)
-    places = [f"blocks.{place}" for place in range(len(net.blocks) - whole, len(net.blocks))]
+    modules = [f"blocks.{number}" for number in range(len(net.blocks) - whole, len(net.blocks))]
     if halves % 2:
-        places.append(f"blocks.{len(net.blocks) - whole - 1}.mlp")
-    return _under(net, *places) | _head(net)
+        modules.append(f"blocks.{len(net.blocks) - whole - 1}.mlp")
+    return _under(net, *modules) | _head(net)
 
 
 def _attention(net: nn.Module, amount: str) -> Names:
@@ -88,7 +88,9 @@ def rate_scales(net: Any, settings: Finetune) -> dict[str, float]:
     try:
         return RATES[settings.rates](net, settings.decay)
     except AttributeError as error:
-        raise BadRequest([f"--finetune.rates {settings.rates} does not fit {type(net).__name__}: {error}."]) from error
+        raise BadRequest.of(
+            "finetune.rates", f"--finetune.rates {settings.rates} does not fit {type(net).__name__}: {error}."
+        ) from error
 
 
 def _same(net: nn.Module, decay: float) -> dict[str, float]:
@@ -105,7 +107,7 @@ def _geometric(net: Any, decay: float) -> dict[str, float]:
 def _divided(net: nn.Module, decay: float) -> dict[str, float]:
     """By top-level part, 1/`decay` of the next one's: of a ResNet conv1, bn1, layer1 to 4, fc."""
     parts = [name for name, part in net.named_children() if any(True for _ in part.parameters())]
-    scales = {part: decay ** -(len(parts) - 1 - place) for place, part in enumerate(parts)}
+    scales = {part: decay ** -(len(parts) - 1 - number) for number, part in enumerate(parts)}
     return {name: scales.get(name.partition(".")[0], scales[parts[0]]) for name, _ in net.named_parameters()}
 
 
@@ -115,8 +117,8 @@ def _linear(net: Any, decay: float) -> dict[str, float]:
     scales = {}
     for name, _ in net.named_parameters():
         part, _, rest = name.partition(".")
-        place = int(rest.partition(".")[0]) if part == "features" else layers
-        scales[name] = decay + (1 - decay) * place / layers
+        layer = int(rest.partition(".")[0]) if part == "features" else layers
+        scales[name] = decay + (1 - decay) * layer / layers
     return scales
 
 
@@ -156,7 +158,10 @@ def add_head_norm(net: nn.Module) -> None:
     for name in classifier_names(net):
         head = net.get_submodule(name)
         if not isinstance(head, nn.Linear):
-            raise BadRequest([f"--finetune.head-norm does not fit {type(net).__name__}: its head is no linear layer."])
+            raise BadRequest.of(
+                "finetune.head_norm",
+                f"--finetune.head-norm does not fit {type(net).__name__}: its head is no linear layer.",
+            )
         parent, _, child = name.rpartition(".")
         setattr(net.get_submodule(parent), child, NormedHead(head))
 
@@ -174,7 +179,7 @@ def fold_head_norm(net: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     return folded
 
 
-def by_part(net: nn.Module) -> dict[str, tuple[int, int]]:
+def parameters_by_part(net: nn.Module) -> dict[str, tuple[int, int]]:
     """Return how many parameters each top-level part has, trained and in all."""
     counts: dict[str, tuple[int, int]] = {}
     for name, parameter in net.named_parameters():
@@ -184,5 +189,5 @@ def by_part(net: nn.Module) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _under(net: nn.Module, *places: str) -> Names:
-    return {name for name, _ in net.named_parameters() if any(f"{name}.".startswith(f"{place}.") for place in places)}
+def _under(net: nn.Module, *modules: str) -> Names:
+    return {name for name, _ in net.named_parameters() if any(f"{name}.".startswith(f"{part}.") for part in modules)}

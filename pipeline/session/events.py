@@ -18,12 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipeline import checkpoint
-from pipeline.batch import Batch
-from pipeline.evaluate import Score, evaluate
-from pipeline.log import Log
-from pipeline.spike import Span, SpikeFound, Watch
+from pipeline.checkpoint import Writer
+from pipeline.data.batch import Batch
+from pipeline.errors import TrainingError
+from pipeline.session.evaluate import Score, evaluate
+from pipeline.session.log import Log
+from pipeline.session.quarantine import Quarantine
+from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.train import Run
-from shards.errors import TrainingError
 from shards.index import Index
 
 
@@ -46,7 +48,7 @@ class Evaluation(NamedTuple):
 class Events:
     """The events of one session of a run.
 
-    `state` is what a checkpoint says beside its tensors, `left_out` what `run.left_out` is in spans.
+    `state` is what a checkpoint says beside its tensors, `skipped` what `run.skipped_steps` is in spans.
     """
 
     def __init__(
@@ -54,25 +56,27 @@ class Events:
         run: Run,
         log: Log,
         evaluation: Evaluation | None,
+        writer: Writer,
         state: dict[str, Any],
         *,
-        seconds: float,
+        seconds: float = 0.0,
         watch: Watch,
-        left_out: Sequence[Span],
+        skipped: Sequence[Span] = (),
     ) -> None:
         self.run = run
+        self.recipe = run.job.recipe
         self.log = log
         self.evaluation = evaluation
+        self.finished = run.first_step  # steps, skipped ones too
         self.scores: dict[str, Score] = {}  # of the last evaluation
         self.stopping = False
         self._state = state
         self._watch = watch
-        self._left_out = left_out
-        self._checkpoints = log.folder / "checkpoints"
+        self._skipped = skipped
+        self._quarantine = Quarantine(log, run.job.index, run.accelerator)
         self._asked_to_stop = False  # by a signal, to this process
         self._save_asked = False
-        self._known_bad = 0
-        self._writer = checkpoint.Writer()
+        self._writer = writer
         self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
         self._report: Report | None = None
         self._started = time.monotonic() - seconds
@@ -96,23 +100,23 @@ class Events:
     @property
     def images_per_second(self) -> float:
         """Views a second of this session, evaluation and saving left out."""
-        views = (self._mark_step - self.run.first_step) * self.run.recipe.batch
+        views = (self._mark_step - self.run.first_step) * self.recipe.batch
         return views / self._training_seconds if self._training_seconds else 0.0
 
     def after_batch(self, batch: Batch, images: Tensor) -> None:
         """Trace the views, note what could not be used, and show the session's first batch."""
-        self.log.trace(batch, self.run.index)
-        if batch.bad:
-            self._known_bad = self.log.quarantine(batch.bad, self.run.index)
-        if batch.step == self.run.first_step and batch.virtual_rank == self.run.hosted[0]:
-            self.log.pictures(batch.step, images, self.run.recipe.model)
+        self.log.trace(batch, self.run.job.index)
+        self._quarantine.note(batch.unusable)
+        if batch.step == self.run.first_step and batch.virtual_rank == self.run.job.virtual_ranks[0]:
+            self.log.pictures(batch.step, images, self.recipe.model)
 
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         """Do what is due after a step; return True to stop.  The only place for anything "every N steps"."""
-        recipe, done = self.run.recipe, step + 1
+        recipe, done = self.recipe, step + 1
         end = done == self.run.last_step
+        self.finished = done
         log_due = end or is_due(done, recipe.log.every_steps)
-        eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.order.steps_per_epoch)
+        eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.schedule.steps_per_epoch)
         save_due = end or is_due(done, recipe.checkpoint.every_steps)
         self._send(step, losses, agreed, norm)
         self._receive(step - 1)
@@ -131,19 +135,18 @@ class Events:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
         return self.stopping and not end
 
-    def pass_over(self, step: int) -> bool:
-        """Do what is due after a step that is left out; return True to stop."""
+    def skip_step(self, step: int) -> bool:
+        """Do what is due after a step that is not trained; return True to stop."""
         nothing = torch.zeros((), device=self.run.device)
-        return self.after_step(step, nothing.expand(self.run.recipe.virtual_ranks), nothing, nothing)
+        return self.after_step(step, nothing.expand(self.recipe.virtual_ranks), nothing, nothing)
 
     def _send(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> None:
         """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""
-        minutes = self.run.recipe.checkpoint.every_minutes
+        minutes = self.recipe.checkpoint.every_minutes
         save = bool(minutes) and self.log.main and time.monotonic() - self._saved_at > 60 * minutes
-        flags = torch.tensor([self._asked_to_stop, save, self._known_bad], dtype=torch.float32)
+        flags = torch.tensor([self._asked_to_stop, save, self._quarantine.has_news], dtype=torch.float32)
         flags = flags.to(self.run.device, non_blocking=True)
-        recipe = self.run.recipe
-        shares = torch.cat([losses / recipe.rank_batch, agreed[None] / recipe.batch])
+        shares = torch.cat([losses / self.recipe.rank_batch, agreed[None] / self.recipe.batch])
         known = self.run.accelerator.reduce(torch.cat([shares, flags]), "sum")
         known = torch.cat([known, norm[None]]).to("cpu", non_blocking=True)
         copied = None
@@ -161,26 +164,29 @@ class Events:
             step, known, copied = self._sent.popleft()
             if copied:
                 copied.synchronize()
-            *losses, agreement, stop, save, bad, norm = known.tolist()
+            *losses, agreement, stop, save, news, norm = known.tolist()
             self.stopping |= stop > 0
             self._save_asked |= save > 0
-            if step not in self.run.left_out:
+            if step not in self.run.skipped_steps:
                 self._report = Report(step, losses, agreement, norm)
                 wrong, guilty = self._watch.judge(losses, norm)
                 if wrong:
                     self._refuse(self._report, wrong, guilty)
-            if bad > self.run.recipe.data.max_bad * len(self.run.index):
+            if news:
+                self._quarantine.share()
+            images, allowed = len(self.run.job.index), self.recipe.data.max_bad
+            if len(self._quarantine) > allowed * images:
                 raise TrainingError(
-                    f"step {step}: {bad:.0f} of {len(self.run.index)} training samples cannot be used, more than "
-                    f"--data.max-bad {self.run.recipe.data.max_bad} allows. They are named in "
-                    f"{self.log.folder / 'quarantine.jsonl'}; mend them, or allow more."
+                    f"step {step}: {len(self._quarantine)} of {images} training samples cannot be used, more than "
+                    f"--data.max-bad {allowed} allows. They are named in {self.log.folder.quarantine}; mend them, or "
+                    f"allow more."
                 )
 
     def _refuse(self, report: Report, wrong: str, guilty: Sequence[int]) -> NoReturn:
         """End the session for a spike, with its samples named."""
-        settings = self.run.recipe.spike
-        views = {rank: self.run.order.views(report.step, rank) for rank in guilty}
-        keys = {rank: [self.run.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
+        settings = self.recipe.spike
+        views = {rank: self.run.job.order.views(report.step, rank) for rank in guilty}
+        keys = {rank: [self.run.job.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
                 for rank, of_rank in views.items()}  # fmt: skip
         event = {
             "event": f"step {report.step}: {wrong}",
@@ -188,21 +194,21 @@ class Events:
             "gradient_norm": str(report.norm),
             "samples": keys,
         }
-        leave_out = settings.policy != "stop" and len(self._left_out) < settings.limit
-        if not leave_out:
+        skip = settings.policy != "stop" and len(self._skipped) < settings.limit
+        if not skip:
             self.log.record("event", report.step, self._epoch(report.step), event)
-        if self.run.answers:
-            self.run.answers.flush()
+        if self.run.teacher:
+            self.run.teacher.flush()
         self._writer.wait()  # what may be gone back to is there, for all processes
         self.run.accelerator.wait_for_everyone()
-        if leave_out:
-            raise SpikeFound(report.step, self._left_out, event)
+        if skip:
+            raise SpikeFound(report.step, self._skipped, event)
         shown = "; ".join(f"virtual rank {rank}: {', '.join(names)}" for rank, names in keys.items())
-        kept = next(iter(checkpoint.checkpoints(self._checkpoints)), "none: none was due yet")
+        kept = next(iter(checkpoint.checkpoints(self.log.folder.checkpoints)), "none: none was due yet")
         remedy = (
-            "leave its step out, --spike.policy skip"
+            "skip its step, --spike.policy skip"
             if settings.policy == "stop"
-            else f"{len(self._left_out)} spikes were left out before; allow more, --spike.limit"
+            else f"{len(self._skipped)} spikes were skipped before; allow more, --spike.limit"
         )
         raise TrainingError(
             f"step {report.step}: {wrong} (losses {report.losses}, gradient norm {report.norm}). "
@@ -211,7 +217,7 @@ class Events:
         )
 
     def _epoch(self, step: int) -> float:
-        return step / self.run.order.steps_per_epoch
+        return step / self.run.schedule.steps_per_epoch
 
     def _log(self, report: Report) -> None:
         now, done = time.monotonic(), report.step + 1
@@ -219,27 +225,29 @@ class Events:
         self._training_seconds += seconds
         values = {
             "loss": sum(report.losses) / len(report.losses),
-            "lr": self.run.lr(report.step),
-            "images_per_second": (done - self._mark_step) * self.run.recipe.batch / seconds,
-            "data_wait": (self.run.data_wait - self._mark_wait) / seconds,
+            "lr": self.run.schedule.lr(report.step),
+            "images_per_second": (done - self._mark_step) * self.recipe.batch / seconds,
+            "data_wait": (self.run.feed.seconds_waited - self._mark_wait) / seconds,
             "grad_norm": report.norm,
         }
-        if self.run.answers:
+        if self.run.teacher:
             values["agreement"] = report.agreement
-        self._mark, self._mark_step, self._mark_wait = now, done, self.run.data_wait
+        self._mark, self._mark_step, self._mark_wait = now, done, self.run.feed.seconds_waited
         self.log.record("train", done, self._epoch(done), values)
         self.log.say(
-            f"step {done}/{self.run.total_steps}  epoch {self._epoch(done):.2f}  loss {values['loss']:.4f}  "
+            f"step {done}/{self.run.schedule.total_steps}  epoch {self._epoch(done):.2f}  loss {values['loss']:.4f}  "
             f"lr {values['lr']:.2e}  grad norm {report.norm:.2f}  {values['images_per_second']:.1f} images/s  "
-            f"data wait {values['data_wait']:.1%}" + (f"  agreement {report.agreement:.1%}" if self.run.answers else "")
+            f"data wait {values['data_wait']:.1%}" + (f"  agreement {report.agreement:.1%}" if self.run.teacher else "")
         )
 
     def evaluate(self, step: int, *, record: bool = True) -> None:
         """Evaluate the weights and their average, and keep the scores."""
         assert self.evaluation
         index = self.evaluation.split
-        self.scores, bad = evaluate(self.run.nets(), self.evaluation.loader, self.run.accelerator)
-        self.log.quarantine(bad, index)
+        self.scores, unusable = evaluate(self.run.weights.nets(), self.evaluation.loader, self.run.accelerator)
+        quarantine = Quarantine(self.log, index, self.run.accelerator)
+        quarantine.note(unusable)
+        quarantine.share()
         for weights, score in self.scores.items():
             if not record:
                 continue
@@ -256,22 +264,23 @@ class Events:
     def save(self, step: int, *, wait: bool) -> None:
         """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
 
-        Training stops for the copy of the tensors to the host alone. A teacher's answers are stored before.
+        Training stops for the copy of the tensors to the host alone. A teacher's outputs are stored before.
         """
-        if self.run.answers:
-            self.run.answers.flush()
+        if self.run.teacher:
+            self.run.teacher.flush()
         self._writer.wait()  # so that there is one copy at a time
-        tensors = checkpoint.on_host(self.run.state(), self.run.groups, keep=self.log.main)
+        weights = self.run.weights
+        tensors = checkpoint.on_host(weights.tensors(), weights.groups, keep=self.log.main)
         if self.log.main:
             state = {
                 **self._state,
                 "wall_seconds": self.wall_seconds,
                 "losses": self._watch.losses,
-                "left_out": self._left_out,
+                "skipped_steps": self._skipped,
             }
-            saving = self.run.recipe.checkpoint
-            spare = saving.every_steps if self.run.recipe.spike.policy == "rollback" else 0
-            self._writer.save(self._checkpoints, step, state, tensors, saving.keep, spare)
+            saving = self.recipe.checkpoint
+            spare = saving.every_steps if self.recipe.spike.policy == "rollback" else 0
+            self._writer.save(self.log.folder.checkpoints, step, state, tensors, saving.keep, spare)
         if wait:
             self._writer.wait()
             self.run.accelerator.wait_for_everyone()

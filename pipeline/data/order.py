@@ -13,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import Recipe
 from pipeline.randomness import Purpose, generator
 
 Epoch = Literal["views", "images"]
@@ -87,17 +88,32 @@ class Order:
         return Views(step, epoch, self._samples(epoch, virtual_rank * self.span + in_line), copies)
 
     def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the samples at the given places of the epoch's line."""
+        """Return the samples at the given positions of the epoch's line."""
         chosen, sizes = _chosen(self.shard_sizes, self.seed, self.subset)
         line = _line(sizes, self.seed, epoch)
-        places = (in_line + line.offset) % self.num_samples
-        shards = np.searchsorted(line.ends, places, side="right")
-        samples = line.first_samples[shards] + places - line.starts[shards]
+        positions = (in_line + line.offset) % self.num_samples
+        shards = np.searchsorted(line.ends, positions, side="right")
+        samples = line.first_samples[shards] + positions - line.starts[shards]
         return samples if chosen is None else chosen[samples]
 
     def _window(self, epoch: int, virtual_rank: int, window: int) -> NDArray[np.int64]:
         size = min(self.window, self.span - window * self.window)
         return _permutation(self.seed, epoch, virtual_rank, window, size)
+
+
+def order_of(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
+    """Return the order of a recipe on shards of these sizes; to count steps, one shard of all images does."""
+    return Order(
+        shard_sizes=shard_sizes,
+        seed=recipe.seed,
+        batch=recipe.batch,
+        virtual_ranks=recipe.virtual_ranks,
+        repeats=recipe.data.repeats,
+        window=recipe.data.window,
+        epoch=recipe.data.epoch,
+        cycle=recipe.distill.store_epochs,
+        subset=recipe.data.subset,
+    )
 
 
 @lru_cache(maxsize=2)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.finetune import frozen_modules
+from pipeline.library_internals import batch_norms
+from pipeline.model.finetune import frozen_modules
 
 
 class BatchNorms:
@@ -23,9 +23,7 @@ class BatchNorms:
     def __init__(self, net: nn.Module) -> None:
         frozen = set(frozen_modules(net))
         # of those with running statistics, which timm's and torchvision's models all have
-        self._norms: list[Any] = [
-            module for module in net.modules() if isinstance(module, _BatchNorm) and module not in frozen
-        ]
+        self._norms: list[Any] = [norm for norm in batch_norms(net) if norm not in frozen]
         self._momenta = [0.1 if norm.momentum is None else norm.momentum for norm in self._norms]
 
     def __bool__(self) -> bool:
@@ -46,8 +44,8 @@ class BatchNorms:
             norm.momentum = momentum
             norm.num_batches_tracked.copy_(step)
             for running in (norm.running_mean, norm.running_var):
-                there = slice(first, first := first + running.numel())
-                running.copy_(torch.lerp(before[there], means[there], momentum))
+                own = slice(first, first := first + running.numel())
+                running.copy_(torch.lerp(before[own], means[own], momentum))
 
     def take_turn(self, turn: int) -> None:
         """Make the next forward pass the step's one number `turn`, from 0: the mean over those so far is kept."""

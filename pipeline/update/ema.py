@@ -5,13 +5,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.config import Ema
+from pipeline.config import Ema as EmaSettings
 
 
-class Average:
+class Ema:
     """The average of tensors that `update` is shown after every step."""
 
-    def __init__(self, settings: Ema, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, settings: EmaSettings, tensors: Mapping[str, Tensor]) -> None:
         self._settings = settings
         self.tensors = {name: value.detach().clone() for name, value in tensors.items()}
 

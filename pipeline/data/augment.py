@@ -2,7 +2,7 @@
 
 The operations and ranges are timm's (`timm/data/auto_augment.py`, `transforms.py`), which DeiT trained with;
 the draws are ours, from the generator of the view, so that a view is a pure function of (seed, epoch, sample,
-copy). Erasing is drawn here and done on the device, on normalised pixels (`pipeline/batch.py`).
+copy). Erasing is drawn here and done on the device, on normalised pixels (`pipeline/data/device.py`).
 """
 
 import math

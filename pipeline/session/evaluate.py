@@ -9,9 +9,11 @@ from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from pipeline.batch import Bad, EvaluationBatches, load, normalize
-from pipeline.config import Recipe
-from pipeline.models import fuse, heads
+from pipeline.data.batch import EvaluationBatches, Unusable
+from pipeline.data.device import normalize
+from pipeline.data.loader import load
+from pipeline.job import Job
+from pipeline.model.student import fuse, heads
 from shards.index import Index
 
 HEADS: Final = ("class", "distilled")  # of a model with a distillation token
@@ -30,17 +32,17 @@ class Score(NamedTuple):
     heads: dict[str, float]
 
 
-def evaluation_loader(recipe: Recipe, index: Index, accelerator: Accelerator, workers: int) -> DataLoader[Any]:
+def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataLoader[Any]:
     """Return the loader of this process's parts of a split: part p goes to process p mod W, none is padded."""
-    batches = EvaluationBatches(recipe, index)
-    parts = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    return load(batches, parts, workers=workers, pin_memory=accelerator.device.type == "cuda")
+    batches = EvaluationBatches(job.recipe, index)
+    parts = range(job.hosting.process, len(batches), job.hosting.processes)
+    return load(batches, parts, workers=job.hosting.workers, pin_memory=accelerator.device.type == "cuda")
 
 
 @torch.inference_mode()
 def evaluate(
     nets: Mapping[str, nn.Module], loader: DataLoader[Any], accelerator: Accelerator
-) -> tuple[dict[str, Score], list[Bad]]:
+) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
@@ -51,9 +53,9 @@ def evaluate(
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
     sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
-    bad = []
+    unusable = []
     for batch in loader:
-        bad += batch.bad
+        unusable += batch.unusable
         if not len(batch.labels):
             continue
         images = normalize(batch.images, recipe.model, accelerator.device)
@@ -73,4 +75,4 @@ def evaluate(
         count = max(samples, 1)
         alone = {head: right / count for head, right in zip(HEADS[:two], by_head, strict=True)}
         scores[name] = Score(top1 / count, top5 / count, loss / count, int(samples), alone)
-    return scores, bad
+    return scores, unusable

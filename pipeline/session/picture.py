@@ -1,6 +1,5 @@
 """`learnt.png` of a run: held-out images with what the model says of them, and its accuracy as it trained."""
 
-import json
 from pathlib import Path
 from typing import Final
 
@@ -9,15 +8,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from pipeline.batch import EvaluationBatches, normalize
-from pipeline.models import fuse, heads
+from pipeline.data.batch import EvaluationBatches
+from pipeline.data.device import normalize
+from pipeline.folder import RunFolder
+from pipeline.model.student import fuse, heads
 
 COLUMNS: Final = 10
 ROWS: Final = 4
 
 
 def draw_learnt(
-    folder: Path, net: nn.Module, batches: EvaluationBatches, classes: tuple[str, ...], device: torch.device
+    folder: RunFolder, net: nn.Module, batches: EvaluationBatches, classes: tuple[str, ...], device: torch.device
 ) -> Path:
     """Write the picture and return its path; images of the first parts of the split, wrong answers in red."""
     recipe = batches.recipe
@@ -46,16 +47,13 @@ def draw_learnt(
     axis.set(xlabel="epoch", ylabel="top-1 on held-out images", ylim=(0, 1))
     axis.grid(alpha=0.3)
     axis.legend()
-    path = folder / "learnt.png"
-    figure.savefig(path, dpi=110)
-    return path
+    figure.savefig(folder.picture, dpi=110)
+    return folder.picture
 
 
-def accuracy(folder: Path) -> dict[str, list[tuple[float, float]]]:
+def accuracy(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
     """Return (epoch, top-1) of a run's evaluations, by weights."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     points: dict[str, list[tuple[float, float]]] = {}
-    for line in lines:
-        if line["kind"] == "eval":
-            points.setdefault(line["weights"], []).append((line["epoch"], line["top1"]))
+    for line in folder.logged("eval"):
+        points.setdefault(line["weights"], []).append((line["epoch"], line["top1"]))
     return points

@@ -1,9 +1,9 @@
-"""Stored answers of a teacher: fixed-size records by (epoch, virtual rank, step, slot), read by any student.
+"""Stored teacher outputs: fixed-size records by (epoch, virtual rank, step, slot), read by any student.
 
 A file holds one virtual rank's epoch, `epoch-0000/rank-000.bin`: a record a view, in the order of steps and slots,
 and a CRC-32 at the end. Until it is whole it is `rank-000.part`, where a record that is not there yet is zero; so
 a kill at any moment leaves what was written, ranks and jobs write side by side, and an epoch more is a file more.
-`store.json` says which views and which teacher the answers belong to.
+`store.json` says which views and which teacher the outputs belong to.
 
 A record is little-endian: hard, the class plus one in 2 bytes; soft, k probabilities in fp16 and k classes in 2
 bytes each, the most probable first.
@@ -12,62 +12,61 @@ bytes each, the most probable first.
 import json
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import Recipe, flag, identity
-from pipeline.order import Order
-from shards.errors import StoreError
+from pipeline.config import FIELDS, Recipe, view_fields
+from pipeline.data.order import Order
+from pipeline.errors import StoreError
+from pipeline.fields import differing, flag
+from pipeline.fingerprints import DATA, TEACHER, VIEWS
+from shards.errors import Problem
 from shards.files import sync_folder, write_json
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view
 CRC_BYTES: Final = 4
 
-# What decides which views a virtual rank sees at a step, what they look like, and what is kept of an answer. The
-# student, its optimizer, the number of epochs and the hosting are free.
-SEEN: Final = (
-    "seed", "batch", "virtual_ranks", "data.classes", "data.subset", "data.repeats", "data.epoch", "data.window",
-    "augment.", "mix.mixup_alpha", "mix.cutmix_alpha", "mix.prob", "mix.switch_prob", "model.img_size", "model.mean",
-    "model.std", "distill.teacher", "distill.img_size", "distill.mean", "distill.std", "distill.loss", "distill.top",
-    "distill.store_epochs",
-)  # fmt: skip
+
+def store_fingerprint(recipe: Recipe, fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return what a teacher's outputs depend on: fields of the recipe, data, views and teacher."""
+    return {**view_fields(recipe), **{name: fingerprints[name] for name in (DATA, VIEWS, TEACHER)}}
 
 
-def fingerprint(recipe: Recipe, data: str, teacher: str) -> dict[str, Any]:
-    """Return what answers depend on: fields of the recipe, and the fingerprints of training data and teacher."""
-    fields = {name: value for name, value in identity(recipe).items() if name.startswith(SEEN)}
-    return {**fields, "training data": data, "teacher's weights": teacher}
-
-
-def differences(folder: Path, wanted: dict[str, Any]) -> list[str]:
-    """Return, a sentence each, how a store differs from what is wanted; an empty list for a new one.
+def differences(folder: Path, wanted: dict[str, Any]) -> list[Problem]:
+    """Return how a store differs from what is wanted; an empty list for a new one.
 
     Raises StoreError if the folder holds something else.
     """
     if not (folder / "store.json").exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(f"{folder}: neither empty nor a store of answers (it has no store.json).")
+            raise StoreError(f"{folder}: neither empty nor a store of teacher outputs (it has no store.json).")
         return []
     try:
         saved = json.loads((folder / "store.json").read_text())
-        version, there = saved["format_version"], saved["fingerprint"]
+        version, held = saved["format_version"], saved["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"{folder}/store.json: cannot be read ({error}).") from error
     if version != FORMAT_VERSION:
-        raise StoreError(f"{folder}: a store of format_version {version}, not {FORMAT_VERSION}.")
+        raise StoreError(
+            f"{folder}: filled by another version of Vitrail (format {version}; this one reads {FORMAT_VERSION}), and "
+            f"nobody can say of which views. Name another folder."
+        )
     return [
-        f"{folder} holds answers for {name} = {there.get(name)}, the request says {wanted.get(name)}"
-        + (f" (--{flag(name)})." if " " not in name else ".")
-        for name in sorted(there.keys() | wanted.keys())
-        if there.get(name) != wanted.get(name)
+        Problem(
+            "distill.store",
+            f"{folder} holds outputs for {name} = {held.get(name)}, the request says {wanted.get(name)}"
+            + (f" (--{flag(name)})." if name in FIELDS else "."),
+        )
+        for name in differing(held, wanted)
     ]
 
 
 class Store:
-    """The answers for an order's views; `width` is of a record, in numbers of 2 bytes."""
+    """The outputs for an order's views; `width` is of a record, in numbers of 2 bytes."""
 
     def __init__(self, folder: Path, order: Order, width: int, wanted: dict[str, Any]) -> None:
         self.folder = folder
@@ -78,26 +77,26 @@ class Store:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "store.json", {"format_version": FORMAT_VERSION, "fingerprint": wanted})
 
-    def read(self, place: int, rank: int) -> NDArray[np.uint16] | None:
+    def read(self, order_step: int, rank: int) -> NDArray[np.uint16] | None:
         """Return the records [B, width] of a virtual rank at a step of the order, None if one is not there.
 
         Raises StoreError if the file is not as it was written.
         """
-        file, step = self._at(place, rank)
+        file, step = self._at(order_step, rank)
         records = file.records[step]
         return records if records[:, 0].all() else None
 
-    def write(self, place: int, rank: int, records: NDArray[np.uint16]) -> None:
+    def write(self, order_step: int, rank: int, records: NDArray[np.uint16]) -> None:
         """Add the records [B, width] of a virtual rank at a step.  Raises StoreError if the disk does not take them."""
-        file, step = self._at(place, rank)
+        file, step = self._at(order_step, rank)
         file.write(step, records)
 
     def whole(self, epoch: int, rank: int) -> bool:
-        """Return whether all answers of a virtual rank's epoch are there."""
+        """Return whether all outputs of a virtual rank's epoch are there."""
         return path_of(self.folder, epoch, rank).exists()
 
-    def _at(self, place: int, rank: int) -> tuple["_RankEpoch", int]:
-        epoch, step = divmod(place, self._order.steps_per_epoch)
+    def _at(self, order_step: int, rank: int) -> tuple["_RankEpoch", int]:
+        epoch, step = divmod(order_step, self._order.steps_per_epoch)
         file = self._open.get(rank)
         if file is None or file.epoch != epoch:
             file = self._open[rank] = _RankEpoch(path_of(self.folder, epoch, rank), epoch, self._shape)
@@ -119,7 +118,7 @@ class _RankEpoch:
             crc = int.from_bytes(content[-CRC_BYTES:].tobytes(), "little")
             if len(content) != size or zlib.crc32(content[:-CRC_BYTES].data) != crc:
                 raise StoreError(
-                    f"{path}: torn or altered (its checksum differs). Remove it, and its answers are asked for again."
+                    f"{path}: torn or altered (its checksum differs). Remove it, and its outputs are asked for again."
                 )
             self.records = content[:-CRC_BYTES].view("<u2").reshape(shape)
             return
@@ -145,13 +144,13 @@ class _RankEpoch:
                 os.fsync(file.fileno())
             self.part.replace(self.path)
             sync_folder(self.path.parent)
-        except FileNotFoundError:  # another job finished it meanwhile, with the same answers
+        except FileNotFoundError:  # another job finished it meanwhile, with the same outputs
             if not self.path.exists():
                 raise
         except OSError as error:
             raise StoreError(
                 f"{self.part}: cannot be written ({error.strerror}). Make room or mend the folder, and start the same "
-                f"command again; the answers that are there stay."
+                f"command again; the outputs that are there stay."
             ) from error
 
 

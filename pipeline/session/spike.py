@@ -1,7 +1,7 @@
 """Spikes: a loss or a gradient that is not finite, or a loss that leaps; and the steps that are left out for one.
 
 A run is a pure function of its recipe, so training again from before a spike leads into it again. What changes the
-outcome is to leave steps out: the spike's own (`skip`), or all from the last checkpoint that was due by steps to it
+outcome is to skip steps: the spike's own (`skip`), or all from the last checkpoint that was due by steps to it
 (`rollback`). Both go back to a checkpoint of before, and both are functions of the recipe again: a killed run that
 resumes before a spike meets it, and does the same.
 """
@@ -13,24 +13,24 @@ from typing import Any, Final
 
 from pipeline.config import Recipe, Spike
 
-Span = tuple[int, int]  # of steps that are left out, the first and the last of them
+Span = tuple[int, int]  # of steps that are skipped, the first and the last of them
 
 WINDOW: Final = 32  # steps, of whose losses a leap is told by their median
 
 
-def steps_of(left_out: Iterable[Span]) -> frozenset[int]:
-    """Return the steps that are left out, counted from 0."""
-    return frozenset(step for first, last in left_out for step in range(first, last + 1))
+def steps_of(skipped: Iterable[Span]) -> frozenset[int]:
+    """Return the steps that are skipped, counted from 0."""
+    return frozenset(step for first, last in skipped for step in range(first, last + 1))
 
 
 class SpikeFound(Exception):
-    """A run met a spike that its policy leaves out."""
+    """A run met a spike that its policy skips."""
 
-    def __init__(self, step: int, left_out: Sequence[Span], event: dict[str, Any]) -> None:
+    def __init__(self, step: int, skipped: Sequence[Span], event: dict[str, Any]) -> None:
         super().__init__(event["event"])
         self.step = step  # the spike's, counted from 0
         self.event = event  # what was found, for metrics.jsonl
-        self._left_out = left_out  # for the spikes before
+        self._skipped = skipped  # for the spikes before
 
     def may_start_from(self, step: int, recipe: Recipe) -> bool:
         """Return whether a checkpoint of so many finished steps will do.
@@ -40,9 +40,9 @@ class SpikeFound(Exception):
         by_steps = recipe.spike.policy == "skip" or step % recipe.checkpoint.every_steps == 0
         return step <= self.step and by_steps
 
-    def left_out(self, start: int, recipe: Recipe) -> list[Span]:
-        """Return what the run leaves out from now on, which starts again after `start` finished steps."""
-        return [*self._left_out, (self.step if recipe.spike.policy == "skip" else start, self.step)]
+    def skipped_steps(self, start: int, recipe: Recipe) -> list[Span]:
+        """Return what the run skips from now on, which starts again after `start` finished steps."""
+        return [*self._skipped, (self.step if recipe.spike.policy == "skip" else start, self.step)]
 
 
 class Watch:

@@ -22,10 +22,11 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import EngineName, Recipe
-from pipeline.finetune import rate_scales
-from pipeline.hosting import deepspeed_settings
-from pipeline.models import Student
-from pipeline.optimizer import build_optimizer, set_rates, update
+from pipeline.hosting import Hosting
+from pipeline.library_internals import link_optimizer_state
+from pipeline.model.finetune import rate_scales
+from pipeline.model.student import Student
+from pipeline.update.optimizer import build_optimizer, set_rates, update
 
 Tensors = Mapping[str, Tensor]
 
@@ -33,7 +34,7 @@ Tensors = Mapping[str, Tensor]
 class Replicated:
     """Every process holds everything, and gradients are averaged over them: DDP, or one process alone."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, accelerator: Accelerator, step: int) -> None:
+    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, step: int) -> None:
         self.net = net
         self.accelerator = accelerator
         self.student = self._share(Student(net, recipe.compute))
@@ -143,7 +144,7 @@ class FullySharded(Replicated):
 class Zero(Replicated):
     """DeepSpeed's ZeRO: processes share the optimizer's state (1), the gradients (2), and the weights (3)."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, accelerator: Accelerator, step: int) -> None:
+    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, step: int) -> None:
         if accelerator.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # at each step, of calls inside DeepSpeed 0.19
@@ -158,7 +159,7 @@ class Zero(Replicated):
         student = Student(net, recipe.compute)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
         optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune), step)
-        settings = deepspeed_settings()
+        settings = dict(hosting.deepspeed)
         self._stage: int = settings["zero_optimization"]["stage"]
         self._parameters = dict(net.named_parameters())  # DeepSpeed keeps them, and takes their memory apart
         settings |= {"gradient_clipping": recipe.optim.clip, "train_micro_batch_size_per_gpu": recipe.rank_batch}
@@ -219,7 +220,8 @@ class Zero(Replicated):
         """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        self._link_state()
+        if self._stage < 3:
+            link_optimizer_state(self.optimizer)
         states = list(self.optimizer.optimizer.state.values())
         slots = sorted({slot for state in states for slot, value in state.items() if isinstance(value, Tensor)})
         for name, parameter in self._parameters.items():
@@ -236,7 +238,8 @@ class Zero(Replicated):
         if not moments:
             return
         self._make_state()
-        self._link_state()
+        if self._stage < 3:
+            link_optimizer_state(self.optimizer)
         for key, value in moments.items():
             slot, _, name = key.partition("/")
             if slot == "step":
@@ -244,12 +247,6 @@ class Zero(Replicated):
                     state[slot].copy_(value)
             else:
                 safe_set_full_optimizer_state(self._parameters[name], value.to(self.accelerator.device), slot)
-
-    def _link_state(self) -> None:
-        """Let parameters know of their state, which DeepSpeed 0.19 does too early for all groups but the first."""
-        if self._stage < 3:
-            self.optimizer._hp_optimizer_states_linked = False
-            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _make_state(self) -> None:
         """Have the optimizer's state made, which comes with its first step: one at rate 0 on a gradient of 0."""

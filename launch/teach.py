@@ -1,0 +1,39 @@
+"""`vitrail teach`: a store of teacher outputs, filled beforehand."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from launch.verb import RecipeVerb, resolved
+from pipeline.job import FILLING
+from pipeline.session.fill import fill_store
+from shards.errors import Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teach(RecipeVerb):
+    """Store a teacher's outputs for every view of a recipe, without training a student.
+
+    Takes the recipe's own fields too: --data, --distill.store, --distill.weights, --seed, --epochs, ...
+    Stop it and start it as you like; what is there stays. As N jobs beside each other: --parts N --part 0, 1, ...
+    """
+
+    part: int = 0  # of the parts
+    parts: int = 1  # into which the work is divided
+
+    def __call__(self, arguments: list[str]) -> int:
+        """Ask, store, and say how many outputs were added."""
+        request = self.request(arguments)
+        distill = request.recipe.distill
+        found = []
+        if not distill.teacher:
+            found.append(Problem("distill.teacher", f"{self.recipe} has no teacher; name one with --distill.teacher."))
+        if not distill.store:
+            found.append(Problem("distill.store", "--distill.store is missing: name the folder of the outputs."))
+        if not 0 <= self.part < self.parts:
+            found.append(Problem("part", f"--part {self.part} of --parts {self.parts}: parts are counted from 0."))
+        outputs = fill_store(resolved(request, FILLING, found=found), part=self.part, parts=self.parts)
+        print(f"{distill.store}: {outputs:,} outputs added.")
+        return 0
+
+
+VERB: Final = Teach

@@ -1,0 +1,21 @@
+"""The exceptions of training.
+
+VitrailError (`shards/errors.py`)
+├── CheckpointError   no checkpoint fits, or the one named is torn
+├── StoreError        a store of teacher outputs is torn, or of other views
+└── TrainingError     the run cannot go on: a non-finite loss, too many unusable samples
+"""
+
+from shards.errors import VitrailError
+
+
+class CheckpointError(VitrailError):
+    """No checkpoint fits the run, or the one named is torn."""
+
+
+class StoreError(VitrailError):
+    """A store of teacher outputs is torn, or holds something else."""
+
+
+class TrainingError(VitrailError):
+    """The run cannot go on."""

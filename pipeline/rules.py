@@ -1,0 +1,187 @@
+"""What is wrong with a recipe, with its hosting, and with its data: values in, problems out, nothing is built.
+
+What one field may be is derived from `pipeline/fields.py`; the rules here concern several.  What only a model or a
+file can tell is found in `pipeline/job.py`.
+"""
+
+import re
+from collections.abc import Iterator
+
+from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
+from pipeline.fields import Field, flag, flatten, written
+from shards.dataset import Dataset
+from shards.errors import Problem
+
+
+def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong with a recipe wherever it is hosted."""
+    values = flatten(recipe)
+    for field in FIELDS.values():
+        value = values[field.name]
+        if field.range and (complaint := field.range.complaint(value)):
+            yield Problem(field.name, f"{written(field.name, value).replace(' ', ' is ', 1)}; it {complaint}.")
+        yield from _without_meaning(field, values)
+    if recipe.virtual_ranks > 0 and recipe.batch % recipe.virtual_ranks:
+        fitting = [k for k in range(1, recipe.batch + 1) if recipe.batch % k == 0]
+        nearest = min(fitting, key=lambda k: abs(k - recipe.virtual_ranks))
+        yield Problem(
+            "batch",
+            f"--batch {recipe.batch} cannot be divided among --virtual-ranks {recipe.virtual_ranks}; "
+            f"the nearest number that divides it is {nearest}.",
+        )
+    model, patch = recipe.model, recipe.model.patch_size
+    if patch and patch > 0 and model.img_size % patch:
+        yield Problem(
+            "model.img_size", f"--model.img-size {model.img_size} is not a multiple of --model.patch-size {patch}."
+        )
+    if recipe.mix.loss == "bce" and recipe.mix.smoothing:
+        yield Problem("mix.smoothing", "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it.")
+    if recipe.optim.warmup_epochs > recipe.epochs > 0:
+        yield Problem(
+            "optim.warmup_epochs",
+            f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}.",
+        )
+    if recipe.spike.policy == "rollback" and not recipe.checkpoint.every_steps:
+        yield Problem(
+            "spike.policy",
+            "--spike.policy rollback goes back to checkpoints by steps: how many, --checkpoint.every-steps?",
+        )
+    if 0 < recipe.spike.factor <= 1:
+        yield Problem(
+            "spike.factor", f"--spike.factor {recipe.spike.factor}: every loss would leap; take more than 1, or 0."
+        )
+    yield from _finetune_problems(recipe)
+    yield from _distill_problems(recipe)
+
+
+def _without_meaning(field: Field, values: dict[str, object]) -> Iterator[Problem]:
+    """Complain of a value that nothing would read."""
+    value = values[field.name]
+    default = list(field.default) if isinstance(field.default, tuple) else field.default
+    if value == default:
+        return
+    for condition in field.only_with:
+        other = values[condition.field]
+        if condition.values and other not in condition.values:
+            allowed = " or ".join(str(choice) for choice in condition.values)
+            back = f"leave it at {default}" if default is not None else "leave it out"
+            yield Problem(
+                field.name,
+                f"{written(field.name, value)} is for --{flag(condition.field)} {allowed}, not {other}: {back}.",
+            )
+            return
+        if not condition.values and not other:
+            yield Problem(
+                field.name, f"{written(field.name, value)} has no meaning without --{flag(condition.field)}: name one."
+            )
+            return
+
+
+def _finetune_problems(recipe: Recipe) -> Iterator[Problem]:
+    finetune = recipe.finetune
+    if not re.fullmatch(r"full|linear|attention|gradual|partial-[\d./]+", finetune.strategy):
+        yield Problem(
+            "finetune.strategy",
+            f"--finetune.strategy {finetune.strategy!r} is none of full, linear, partial-K (K blocks; 1/2: an MLP), "
+            f"attention and gradual.",
+        )
+    if (finetune.strategy == "gradual") != bool(finetune.head_epochs):
+        yield Problem(
+            "finetune.head_epochs",
+            "--finetune.strategy gradual and --finetune.head-epochs go together: how long is the head trained alone?",
+        )
+    if finetune.head_epochs > recipe.epochs:
+        yield Problem(
+            "finetune.head_epochs",
+            f"--finetune.head-epochs {finetune.head_epochs} is longer than --epochs {recipe.epochs}.",
+        )
+
+
+def _distill_problems(recipe: Recipe) -> Iterator[Problem]:
+    distill, classes = recipe.distill, recipe.data.classes
+    if distill.teacher.startswith(LOCAL_DIR) and distill.weights:
+        yield Problem(
+            "distill.weights", f"--distill.weights: those of --distill.teacher {distill.teacher} are that folder's own."
+        )
+    if distill.top > classes:
+        yield Problem("distill.top", f"--distill.top {distill.top} is more than the {classes} classes.")
+    if distill.store and distill.loss == "soft" and not distill.top:
+        yield Problem(
+            "distill.top",
+            "--distill.store: say with --distill.top how many classes of a soft output to keep (4 bytes each a view).",
+        )
+    if distill.store and classes >= 2**16:
+        yield Problem(
+            "distill.store", f"--distill.store holds outputs of at most {2**16 - 1:,} classes, not {classes:,}."
+        )
+
+
+def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iterator[Problem]:
+    """Yield what is wrong with hosting a recipe on so many processes under an engine."""
+    ranks = recipe.virtual_ranks
+    if processes > ranks > 0:
+        yield Problem(
+            "virtual_ranks",
+            f"{processes} processes cannot host --virtual-ranks {ranks}: each needs one at least. "
+            f"Start at most {ranks} processes.",
+        )
+    if engine == "ddp":
+        return
+    # the others spread a run's state over processes
+    if ranks >= processes and ranks % processes:
+        fitting = ", ".join(str(k) for k in range(1, ranks + 1) if ranks % k == 0)
+        yield Problem(
+            "virtual_ranks",
+            f"{processes} processes cannot host --virtual-ranks {ranks} under {engine}, where all pass through the "
+            f"model equally often. Start {fitting}, or take DDP, which hosts unequal shares.",
+        )
+    if recipe.optim.name == "lamb":
+        yield Problem(
+            "optim.name", f"--optim.name lamb needs each parameter in one piece, which {engine} takes apart. Take DDP."
+        )
+    if recipe.compute.compile and engine == "zero3":
+        yield Problem(
+            "compute.compile",
+            f"--compute.compile: {engine} fetches weights layer by layer, which leaves pieces to compile. Take FSDP2.",
+        )
+    if recipe.finetune.strategy == "gradual" and engine != "fsdp2":
+        yield Problem(
+            "finetune.strategy",
+            f"--finetune.strategy gradual: {engine} counts the steps of all parameters as one. Take DDP or FSDP2.",
+        )
+
+
+def split_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with a data set for every recipe."""
+    for index in dataset.splits.values():
+        highest = int(index.rows["label"].max())
+        if highest >= len(dataset.classes):
+            yield Problem(
+                "data", f"{index.folder}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
+            )
+    if "train" not in dataset.splits:
+        yield Problem("data", f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)}).")
+
+
+def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with training a recipe on a data set."""
+    if len(dataset.classes) != recipe.data.classes:
+        yield Problem(
+            "data.classes",
+            f"{dataset.folder} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
+            f"To train on this data: --data.classes {len(dataset.classes)}",
+        )
+    images = len(dataset.splits["train"]) if "train" in dataset.splits else None
+    if images is None:
+        return
+    if images < recipe.data.subset:
+        yield Problem(
+            "data.subset",
+            f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.folder}.",
+        )
+    elif (shown := recipe.data.subset or images) < recipe.batch:
+        yield Problem(
+            "batch",
+            f"--batch {recipe.batch} is more than the {shown} training images of {dataset.folder}; "
+            f"an epoch would have no step.",
+        )

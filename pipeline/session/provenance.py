@@ -1,0 +1,70 @@
+"""Where a run's numbers come from: recipe.json of its beginning, and what sessions.jsonl says of each session."""
+
+import platform
+import shutil
+import subprocess
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from pipeline.fields import differing, flatten
+from pipeline.job import Job
+from shards.files import read_json, write_json
+
+LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
+REPOSITORY: Final = Path(__file__).parents[2]
+
+
+def begin_session(job: Job, device: str, from_step: int) -> None:
+    """Write what is known of a session at its beginning; of a run's first one, recipe.json too."""
+    folder = job.folder
+    if not from_step or not folder.recipe.exists():
+        write_json(
+            folder.recipe,
+            {
+                "recipe": asdict(job.recipe),
+                "fingerprints": dict(job.fingerprints),
+                "versions": versions(),
+                "git_commit": git_commit(),
+            },
+        )
+    began, now = flatten(read_json(folder.recipe)["recipe"]), flatten(job.recipe)
+    hosting = job.hosting
+    folder.begin_session(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "changed": {name: now.get(name) for name in differing(began, now)},  # since recipe.json
+            "processes": hosting.processes,
+            "virtual_ranks": hosting.shares(job.recipe.virtual_ranks),
+            "engine": hosting.engine,
+            "precision": hosting.precision,
+            "micro_batch": job.recipe.micro_batch_size,
+            "workers": hosting.workers,
+            "machine": {"host": platform.node(), "system": platform.platform(), "cores": hosting.cores,
+                        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device},
+            "from_step": from_step,
+        }
+    )  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that numbers depend on."""
+    return {library: version(library) for library in LIBRARIES}
+
+
+def git_commit() -> str | None:
+    """Return the commit of Vitrail's own checkout, None where there is none or no git."""
+    program = shutil.which("git")
+    if program is None:
+        return None
+    command = [program, "rev-parse", "--show-toplevel", "HEAD"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)  # noqa: S603
+    lines = done.stdout.splitlines()
+    # an installed package may lie inside somebody else's repository
+    return lines[1] if len(lines) == 2 and Path(lines[0]).resolve() == REPOSITORY.resolve() else None

@@ -1,0 +1,162 @@
+"""The dry run: a few true optimizer steps of the real model on this machine, and what the full run would be.
+
+What is made smaller is the batch, where the machine has no accelerator, and the evaluation; model, augmentation,
+optimizer, checkpoint and resume are the run's own. Published weights are not fetched: random ones take their place.
+Nothing is kept but what was measured, in `rehearsal.json` of the run's folder, for `vitrail plan`.
+"""
+
+import resource
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config import Recipe, cost_fields
+from pipeline.folder import RunFolder
+from pipeline.hosting import Hosting
+from pipeline.job import Job
+from pipeline.model.build import on_meta
+from pipeline.session.session import DONE, run_job, trained_parts
+from pipeline.teacher.teacher import lacks_weights, write_random_weights
+from shards.dataset import Dataset
+from shards.files import read_json, write_json
+from shards.synthetic import make_dataset
+
+STEPS: Final = 4  # the first warms up and is not timed; before the last the run is stopped and resumed
+IMAGES_ON_CPU: Final = 4  # of a virtual rank in a step, where there is no accelerator
+EVALUATED: Final = 16  # images
+
+
+def rehearse(job: Job) -> int:
+    """Rehearse a job and print what was measured; the data set is made up where there is none."""
+    main = job.hosting.main
+    recipe = smaller(job.recipe, job.hosting.processes)
+    with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as shared:
+        scratch = Path(shared)
+        folder = RunFolder(scratch / "run")
+        dataset = job.dataset or made_up(recipe, scratch / "data")
+        dataset = replace(dataset, splits={name: index.head(EVALUATED) if name != "train" else index
+                                           for name, index in dataset.splits.items()})  # fmt: skip
+        if lacks_weights(recipe.distill):
+            write_random_weights(recipe, scratch / "teacher.safetensors")
+            recipe = replace(recipe, distill=replace(recipe.distill, weights=str(scratch / "teacher.safetensors")))
+        small = replace(job, recipe=recipe, data=job.data or "made-up images", dataset=dataset, folder=folder)
+        if main:
+            print(f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {small.data} ...", flush=True)
+        for last_step in (STEPS - 1, STEPS):
+            run_job(replace(small, max_steps=last_step, resume="auto"), quiet=True)
+        if main:
+            speed = report(job, small)
+            job.folder.path.mkdir(parents=True, exist_ok=True)
+            kept = {
+                "images_per_second": speed / job.hosting.processes,
+                "device": device_name(job.hosting),
+                "cost_fields": cost_fields(job.recipe),
+            }
+            write_json(job.folder.rehearsal, kept)
+    return DONE
+
+
+def made_up(recipe: Recipe, folder: Path) -> Dataset:
+    """Make a data set of noise that a recipe can take steps on."""
+    samples = {"train": max(recipe.batch * 2, 64), "val": EVALUATED}
+    size = round(recipe.model.img_size / recipe.eval.crop_ratio)
+    return make_dataset(folder, classes=recipe.data.classes, size=size, samples=samples)
+
+
+def measured_speed(job: Job) -> tuple[float, str]:
+    """Return the images/s of one process that a rehearsal of this job measured, and where; 0 where none did."""
+    if not job.folder.rehearsal.exists():
+        return 0.0, ""
+    kept = read_json(job.folder.rehearsal)
+    if kept.get("cost_fields") != cost_fields(job.recipe):
+        return 0.0, ""
+    return kept["images_per_second"], f", as rehearsed on {kept['device']}"
+
+
+def device_name(hosting: Hosting) -> str:
+    """Return what a process computes on."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{hosting.cores} CPU cores"
+
+
+def smaller(recipe: Recipe, processes: int) -> Recipe:
+    """Return the recipe with a batch that this machine steps through in seconds, logged at every step."""
+    ranks, part = recipe.virtual_ranks, recipe.rank_batch
+    if not torch.accelerator.is_available():
+        ranks, part = min(ranks, 2 * processes), min(part, IMAGES_ON_CPU)
+    return replace(
+        recipe,
+        batch=ranks * part,
+        virtual_ranks=ranks,
+        model=replace(recipe.model, pretrained=False),
+        data=replace(recipe.data, subset=0),
+        distill=replace(recipe.distill, store=""),
+        eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
+        log=replace(recipe.log, every_steps=1),
+    )
+
+
+def report(job: Job, small: Job) -> float:
+    """Print what was measured, and the full run that follows from it; return the images/s of all processes."""
+    recipe, hosting, order = job.recipe, job.hosting, job.order
+    timed = small.folder.logged("train")[1 : STEPS - 1]
+    speed = sum(line["images_per_second"] for line in timed) / len(timed)
+    wait = sum(line["data_wait"] for line in timed) / len(timed)
+    steps = job.schedule.total_steps
+    saved = sum(file.stat().st_size for file in (small.folder.checkpoints / f"step-{STEPS:08d}").iterdir())
+    hours = steps * recipe.batch / speed / 3600
+    flops = forward_flops(recipe)
+    table = Table(title=f"Rehearsal of {recipe.name}", show_header=False)
+    for row in (
+        ("model", f"{recipe.model.name}, {job.parameter_count:,} parameters"),
+        ("trained", trained_parts(job)),
+        ("teacher", recipe.distill.teacher or "none"),
+        ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
+        (
+            "rehearsed",
+            f"{STEPS} steps of {small.recipe.batch} images; stopped after {STEPS - 1}, restored, evaluated",
+        ),
+        ("speed", f"{speed:.1f} images/s in {hosting.precision}, over {len(timed)} steps"),
+        ("data wait", f"{wait:.1%} of the step"),
+        (
+            "peak memory",
+            f"{peak_memory() / 2**30:.2f} GiB a process, at {small.recipe.micro_batch_size} images a micro-batch",
+        ),
+        ("checkpoint", f"{saved / 1e6:,.0f} MB"),
+        (
+            "full run",
+            f"{steps:,} steps: {recipe.epochs} epochs of {order.steps_per_epoch:,} steps, {job.images:,} images",
+        ),
+        ("batch", f"{recipe.batch} = {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch}"),
+        ("peak learning rate", f"{recipe.peak_lr:.3g}"),
+        (
+            "hosted here",
+            f"{hosting.processes} process(es) with {hosting.shares(recipe.virtual_ranks)} virtual ranks, micro-batches "
+            f"of {recipe.micro_batch_size} images",
+        ),
+        ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
+    ):
+        table.add_row(*row)
+    Console().print(table)
+    return speed
+
+
+def forward_flops(recipe: Recipe) -> int:
+    """Return the floating point operations of one image's forward pass."""
+    net = on_meta(recipe, start=False)
+    image = torch.empty(1, 3, recipe.model.img_size, recipe.model.img_size, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        net.eval()(image)
+    return int(counter.get_total_flops())
+
+
+def peak_memory() -> int:
+    """Return the largest memory this process held, in bytes: the device's on a GPU, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

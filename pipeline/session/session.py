@@ -1,0 +1,319 @@
+"""One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import timm
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
+
+from pipeline import checkpoint
+from pipeline.checkpoint import Snapshot, Writer
+from pipeline.config import identity
+from pipeline.data.batch import EvaluationBatches
+from pipeline.fields import differing
+from pipeline.fingerprints import DATA, START, TEACHER, VIEWS, weights_sha256
+from pipeline.hosting import build_accelerator
+from pipeline.job import Job
+from pipeline.model.build import timm_arguments
+from pipeline.model.finetune import fold_head_norm
+from pipeline.session.evaluate import evaluation_loader
+from pipeline.session.events import Evaluation, Events
+from pipeline.session.log import Log
+from pipeline.session.picture import draw_learnt
+from pipeline.session.provenance import begin_session
+from pipeline.session.spike import SpikeFound, Watch, steps_of
+from pipeline.train import Run, build, train
+from shards.errors import BadRequest, Problem
+from shards.files import atomic_write, write_json
+
+DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a session is made of beside the run: handed in, so that a drill or a test can take others."""
+
+    events: type[Events] = Events
+    writer: Callable[[], Writer] = Writer
+
+
+PARTS: Final = Parts()
+
+
+def run_job(job: Job, parts: Parts = PARTS, *, quiet: bool = False) -> int:
+    """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
+    accelerator = build_accelerator(job.hosting, job.recipe.compute)
+    job = share_fingerprints(job, accelerator)
+    say: Say = print if job.hosting.main else lambda _: None
+    with locked(job, accelerator):
+        snapshot = restore(job, say)
+        if is_done(job, snapshot):
+            say(
+                f"{job.folder}: all {job.folder.finished_steps()} steps are done. To train anew, name another --output."
+            )
+            return DONE
+        with recorded(job, accelerator, snapshot) as session:
+            spike: SpikeFound | None = None
+            while True:
+                try:
+                    code = run_phase(job, accelerator, snapshot, spike, session, parts, quiet=quiet)
+                except SpikeFound as found:
+                    spike = found.with_traceback(None)  # which would keep the run's memory
+                else:
+                    spike = None
+                    if code is not None:
+                        session.ended = "done" if code == DONE else "stopped on request"
+                        return code
+                accelerator.free_memory()
+                snapshot = restore(replace(job, resume="auto") if spike is None else job, say, spike)
+
+
+def run_phase(
+    job: Job,
+    accelerator: Accelerator,
+    snapshot: Snapshot | None,
+    spike: SpikeFound | None,
+    session: "Session",
+    parts: Parts,
+    *,
+    quiet: bool,
+) -> int | None:
+    """Build, train and finish a phase of fine-tuning, most often the only one; return None where another is due.
+
+    Raises SpikeFound where the run is to start again from before a spike, `spike` in the next call.
+    """
+    step, saved = (snapshot.step, snapshot.state) if snapshot else (0, {})
+    skipped = spike.skipped_steps(step, job.recipe) if spike else saved.get("skipped_steps", [])
+    if job.hosting.main:
+        job.folder.rewind(step)
+    accelerator.wait_for_everyone()
+    run = build(job, accelerator, snapshot=snapshot, skipped_steps=steps_of(skipped))
+    evaluation = evaluation_of(job, accelerator)
+    with Log(
+        job.folder,
+        step=step,
+        last_step=run.last_step,
+        process=job.hosting.process,
+        trace=job.trace_samples,
+        quiet=quiet,
+    ) as log:
+        log.say(introduction(job, run, resumed=snapshot is not None))
+        if evaluation is None:
+            log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
+        if spike:
+            first, last = skipped[-1]
+            epoch = first / run.schedule.steps_per_epoch
+            log.record("event", first, epoch, {**spike.event, "skipped_steps": [first, last]})
+            log.say(f"{spike}. Gone back to step {step}; steps {first} to {last} are skipped.")
+        events = parts.events(
+            run,
+            log,
+            evaluation,
+            parts.writer(),
+            {"recipe": asdict(job.recipe), "fingerprints": dict(job.fingerprints)},
+            seconds=saved.get("wall_seconds", 0.0),
+            watch=Watch(job.recipe.spike, saved.get("losses", ())),
+            skipped=skipped,
+        )
+        events.listen()
+        try:
+            stopped = train(run, events)
+        finally:
+            run.feed.close()
+            session.to_step = events.finished
+        if stopped:
+            log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {job.folder}")
+            return STOPPED
+        if run.last_step < run.schedule.last_step(run.first_step, job.max_steps):
+            return None
+        finish(job, run, events)
+    return DONE
+
+
+@dataclass
+class Session:
+    """How far a session came, and how it ended."""
+
+    to_step: int
+    ended: str = ""
+
+
+def share_fingerprints(job: Job, accelerator: Accelerator) -> Job:
+    """Return the job with the fingerprints of the process that hashed the files."""
+    shared = [dict(job.fingerprints)]
+    broadcast_object_list(shared)
+    return replace(job, fingerprints=shared[0])
+
+
+@contextmanager
+def locked(job: Job, accelerator: Accelerator) -> Iterator[None]:
+    """Keep others out of the run's folder; nothing in it is read before."""
+    with job.folder.lock() if job.hosting.main else nullcontext():
+        accelerator.wait_for_everyone()
+        yield
+
+
+@contextmanager
+def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> Iterator[Session]:
+    """Record a session from its beginning to its end, however that comes."""
+    session = Session(snapshot.step if snapshot else 0)
+    if job.hosting.main:
+        begin_session(job, str(accelerator.device), session.to_step)
+    try:
+        yield session
+    except BaseException as error:
+        session.ended = f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise
+    finally:
+        if job.hosting.main:
+            job.folder.end_session(session.to_step, session.ended)
+
+
+def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | None:
+    """Return the checkpoint to start from, of before a spike if there is one; None for a fresh start.
+
+    Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
+    """
+    named = None if job.resume in ("auto", "never") else Path(job.resume)
+    snapshot = None
+    if spike or not named:
+
+        def fits(step: int) -> bool:
+            return not spike or spike.may_start_from(step, job.recipe)
+
+        snapshot = checkpoint.load_newest(job.folder.checkpoints, say, fits)
+    if named and not snapshot:
+        snapshot = checkpoint.load(named)
+    if snapshot is None:
+        return None
+    step = snapshot.step
+    saved, wanted = identity(snapshot.state["recipe"]), identity(job.recipe)
+    found = [
+        Problem(
+            name,
+            f"the checkpoint of step {step} was made with {name} = {saved.get(name)}, the request says "
+            f"{wanted.get(name)}. Go on with the former, or name another --output.",
+        )
+        for name in differing(saved, wanted)
+    ]
+    before, now = snapshot.state["fingerprints"], job.fingerprints
+    found += [
+        Problem(name, f"the checkpoint of step {step} was made with another {name}: {before[name]}, not {now[name]}.")
+        for name in (DATA, VIEWS, TEACHER, START)  # an evaluation split may change: it has no part in the weights
+        # a file of starting weights may be gone: it has done its part
+        if before[name] != now[name] and not (name == START and job.recipe.model.weights and now[name] is None)
+    ]
+    if found:
+        raise BadRequest(found)
+    return snapshot
+
+
+def is_done(job: Job, snapshot: Snapshot | None) -> bool:
+    """Return whether the run's folder is finished, up to the last step that is asked for."""
+    step = snapshot.step if snapshot else 0
+    return step == job.schedule.last_step(step, job.max_steps) == job.folder.finished_steps()
+
+
+def evaluation_of(job: Job, accelerator: Accelerator) -> Evaluation | None:
+    """Return what a job is evaluated on, None where its data set has no split for it."""
+    assert job.dataset
+    split = job.dataset.evaluation_split()
+    if split is None:
+        return None
+    index = job.dataset.splits[split]
+    return Evaluation(index, evaluation_loader(job, index, accelerator))
+
+
+def introduction(job: Job, run: Run, *, resumed: bool) -> str:
+    """Return what a person should know of a run before its first step."""
+    recipe, hosting, order, schedule = job.recipe, job.hosting, job.order, run.schedule
+    shown = order.num_samples // (recipe.data.repeats if recipe.data.epoch == "views" else 1)
+    scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
+    distill = recipe.distill
+    taught = f"{distill.teacher}, {distill.loss} outputs" + (f", stored in {distill.store}" if distill.store else "")
+    shares = ", ".join(str(share) for share in hosting.shares(recipe.virtual_ranks))
+    return "\n".join(
+        [
+            f"{recipe.name}: {recipe.model.name}, {job.parameter_count:,} parameters, {recipe.data.classes} classes, "
+            f"{recipe.model.img_size} px",
+            f"data      {job.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
+            f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
+            f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {hosting.processes} "
+            f"process(es) ({shares}), {hosting.engine}, {run.device.type} {hosting.precision}, "
+            f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
+            f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
+            f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
+            *([f"teacher   {taught}"] if distill.teacher else []),
+            *([f"trained   {trained_parts(job)}"] if recipe.finetune.strategy != "full" else []),
+            f"output    {job.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
+        ]
+    )
+
+
+def trained_parts(job: Job) -> str:
+    """Return how many parameters are trained, by part of the model."""
+    parts = ", ".join(f"{part} {some:,} of {total:,}" for part, (some, total) in job.parameters.items() if some)
+    head_steps = job.schedule.head_steps
+    return f"the head alone for {head_steps} steps, then {parts}" if head_steps else parts
+
+
+def finish(job: Job, run: Run, events: Events) -> None:
+    """Write the weights as timm loads them, a picture of what was learnt, and summary.json, the last file of a run."""
+    folder = job.folder
+    if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
+        events.evaluate(run.last_step, record=False)
+    nets = run.weights.nets()
+    if not job.hosting.main:
+        return
+    for name, net in nets.items():
+        weights = fold_head_norm(net, net.state_dict())
+        with atomic_write({"raw": folder.weights, "ema": folder.ema_weights}[name]) as file:
+            save_file({name: value.contiguous() for name, value in weights.items()}, file.name)
+    write_json(folder.timm_config, timm_config(job, run.weights.net.num_features))
+    scores = events.scores
+    skipped = sum(step < run.last_step for step in run.skipped_steps)
+    summary = {
+        "steps": run.last_step,
+        "epochs": run.last_step / run.schedule.steps_per_epoch,
+        "top1": scores["raw"].top1 if scores else None,
+        "top1_ema": scores["ema"].top1 if "ema" in scores else None,
+        "images_per_second": events.images_per_second,
+        "wall_seconds": events.wall_seconds,
+        "views_seen": (run.last_step - skipped) * job.recipe.batch,
+        "parameters": job.parameter_count,
+        "trained_parameters": job.trained_parameters,
+        "weights_sha256": weights_sha256(nets["raw"].state_dict()),
+    }
+    shown = ""
+    if events.evaluation and job.dataset:
+        batches = EvaluationBatches(job.recipe, events.evaluation.split)
+        picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
+        shown = f"\npicture   {picture}"
+    write_json(folder.summary, summary)
+    events.log.say(f"done      {folder.summary}{shown}\ncurves    tensorboard --logdir {folder.tensorboard}")
+
+
+def timm_config(job: Job, num_features: Any) -> dict[str, Any]:
+    """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model."""
+    model, classes = job.recipe.model, job.recipe.data.classes
+    return {
+        "architecture": timm.models.split_model_name_tag(model.name)[0],
+        "num_classes": classes,
+        "num_features": num_features,
+        "pretrained_cfg": {
+            "input_size": [3, model.img_size, model.img_size],
+            "mean": model.mean,
+            "std": model.std,
+            "interpolation": "bicubic",
+            "crop_pct": job.recipe.eval.crop_ratio,
+            "num_classes": classes,
+        },
+        "model_args": timm_arguments(model),
+    }

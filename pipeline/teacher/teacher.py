@@ -1,0 +1,158 @@
+"""The teacher: a frozen model that sees the student's views.
+
+Shapes: B images, C classes.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from pipeline.config import LOCAL_DIR, Distill, Model, Recipe
+from pipeline.folder import RunFolder
+from pipeline.model.build import has_fixed_size, unknown_model
+from pipeline.model.weights import load_weights
+from shards.errors import BadRequest
+
+
+class Input(NamedTuple):
+    """What a model takes: square images of a size in pixels, with channels of this mean and deviation in [0, 1]."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Teacher(nn.Module):
+    """A frozen model that answers for views as the student's `Model` takes them."""
+
+    factor: Tensor
+    summand: Tensor
+
+    def __init__(self, net: nn.Module, expects: Input, student: Model) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False)
+        self.size = expects.size
+        # (x std + mean - mean') / std', as one factor and one summand; none where both take the same
+        means, stds = (torch.tensor(pair).view(2, 3, 1, 1) for pair in ((student.mean, expects.mean),
+                                                                        (student.std, expects.std)))  # fmt: skip
+        self.same_colours = bool((means[0] == means[1]).all() and (stds[0] == stds[1]).all())
+        self.register_buffer("factor", stds[0] / stds[1])
+        self.register_buffer("summand", (means[0] - means[1]) / stds[1])
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, C] for images [B, 3, S, S] normalised for the student."""
+        if not self.same_colours:
+            images = torch.addcmul(self.summand, images, self.factor)
+        if images.shape[-1] != self.size:
+            images = F.interpolate(images, (self.size, self.size), mode="bicubic", antialias=True)
+        logits: Tensor = self.net(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
+def build_teacher(recipe: Recipe) -> Teacher:
+    """Return the teacher of a recipe with its weights, on the CPU.  Raises BadRequest where they cannot be had."""
+    distill = recipe.distill
+    net = _create(distill, recipe.data.classes, weights=not distill.weights)
+    if distill.weights:
+        load_weights(net, distill.weights, "distill.weights")
+    return Teacher(net.to(memory_format=torch.channels_last), _input(net, distill), recipe.model)
+
+
+def check_teacher(recipe: Recipe, *, fetched: bool = True) -> None:
+    """Raise BadRequest if the teacher does not fit the recipe, as far as can be told without its weights' memory.
+
+    Where published weights will not be `fetched`, as in a rehearsal, it does not matter whether there are any.
+    """
+    distill, classes = recipe.distill, recipe.data.classes
+    if not distill.teacher.startswith(LOCAL_DIR):
+        theirs = [f"torchvision:{name}" for name in torchvision.models.list_models()]
+        if unknown := list(unknown_model("distill.teacher", distill.teacher, theirs)):
+            raise BadRequest(unknown)
+    else:
+        folder = RunFolder(Path(distill.teacher.removeprefix(LOCAL_DIR)))
+        if not (folder.timm_config.is_file() and folder.weights.is_file()):
+            raise BadRequest.of(
+                "distill.teacher",
+                f"--distill.teacher {distill.teacher}: {folder} is not the folder of a finished run.",
+            )
+    if lacks_weights(distill) and not fetched:
+        return
+    with torch.device("meta"):
+        net = _create(distill, classes, weights=False)
+    if distill.weights:
+        load_weights(net, distill.weights, "distill.weights")
+        return
+    if distill.teacher.startswith("torchvision:"):
+        taught = len(_published(distill).meta["categories"])
+    else:
+        config: Any = net.pretrained_cfg
+        taught = config["num_classes"]
+        if not any(config.get(source) for source in ("hf_hub_id", "url", "file")):
+            raise BadRequest.of(
+                "distill.weights", f"--distill.weights is missing: no weights are published for {distill.teacher}."
+            )
+    if taught != classes:
+        raise BadRequest.of(
+            "distill.teacher", f"--distill.teacher {distill.teacher} knows {taught} classes, the recipe has {classes}."
+        )
+
+
+def write_random_weights(recipe: Recipe, path: Path) -> None:
+    """Write weights that a recipe's teacher never learnt: they do for a rehearsal, and for timing."""
+    save_file(_create(recipe.distill, recipe.data.classes, weights=False).state_dict(), path)
+
+
+def weights_file(distill: Distill) -> Path | None:
+    """Return the file of the teacher's weights, None where they are the published ones."""
+    if distill.teacher.startswith(LOCAL_DIR):
+        return RunFolder(Path(distill.teacher.removeprefix(LOCAL_DIR))).weights
+    return Path(distill.weights) if distill.weights else None
+
+
+def lacks_weights(distill: Distill) -> bool:
+    """Return whether a teacher's weights would have to be fetched."""
+    return bool(distill.teacher) and weights_file(distill) is None
+
+
+def _create(distill: Distill, classes: int, *, weights: bool) -> nn.Module:
+    name = distill.teacher
+    try:
+        options: dict[str, Any]
+        if name.startswith("torchvision:"):
+            options = {"weights": "DEFAULT"} if weights else {"num_classes": classes}
+            net: nn.Module = torchvision.models.get_model(name.removeprefix("torchvision:"), **options)
+            return net
+        fixed = not name.startswith(LOCAL_DIR) and has_fixed_size(name)
+        options = {"img_size": distill.img_size} if distill.img_size and fixed else {}
+        net = timm.create_model(name, pretrained=weights, num_classes=classes, **options)
+    except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
+        raise BadRequest.of("distill.teacher", f"--distill.teacher {name}: cannot be had ({error}).") from error
+    return net
+
+
+def _published(distill: Distill) -> Any:
+    """Return the weights that torchvision publishes for the teacher, as its enum describes them."""
+    kinds: Any = torchvision.models.get_model_weights(distill.teacher.removeprefix("torchvision:"))
+    return kinds.DEFAULT
+
+
+def _input(net: nn.Module, distill: Distill) -> Input:
+    """Return what the teacher takes: as the request says, else as its weights were trained."""
+    if distill.teacher.startswith("torchvision:"):
+        presets = _published(distill).transforms()
+        own = Input(presets.crop_size[0], tuple(presets.mean), tuple(presets.std))
+    else:
+        config = resolve_data_config(model=net)
+        own = Input(config["input_size"][-1], config["mean"], config["std"])
+    return Input(distill.img_size or own.size, distill.mean or own.mean, distill.std or own.std)

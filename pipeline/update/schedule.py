@@ -1,0 +1,59 @@
+"""The learning rate: a pure function of the step, with nothing to save and nothing to step at the wrong time."""
+
+import math
+from dataclasses import dataclass
+
+from pipeline.config import Recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a recipe whose epochs have `steps_per_epoch` of them, and the rate of each."""
+
+    recipe: Recipe
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole recipe."""
+        return self.recipe.epochs * self.steps_per_epoch
+
+    @property
+    def head_steps(self) -> int:
+        """Steps that the head is trained alone, before all of the model is."""
+        return round(self.recipe.finetune.head_epochs * self.steps_per_epoch)
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        optim = self.recipe.optim
+        if step < self.head_steps:
+            return self.recipe.finetune.head_lr
+        return cosine(
+            step - self.head_steps,
+            peak=self.recipe.peak_lr,
+            floor=optim.min_lr,
+            warmup=optim.warmup_epochs * self.steps_per_epoch,
+            total=self.total_steps - self.head_steps,
+            start=optim.warmup_lr,
+        )
+
+    def last_step(self, first_step: int, max_steps: int) -> int:
+        """Return where training from `first_step` on ends: at `max_steps`, or at the recipe's end where that is 0."""
+        return max(first_step, min(self.total_steps, max_steps or self.total_steps))
+
+    def phase_end(self, first_step: int, max_steps: int) -> int:
+        """Return where the phase of fine-tuning that `first_step` lies in ends, or training does."""
+        last_step = self.last_step(first_step, max_steps)
+        return min(last_step, self.head_steps) if first_step < self.head_steps else last_step
+
+
+def cosine(step: float, *, peak: float, floor: float, warmup: float, total: int, start: float) -> float:
+    """Return the learning rate of a step: linear from `start` to `peak` over `warmup` steps, then half a cosine.
+
+    The rate would reach `floor` at step `total`, one after the last. Source: deit/main.py defaults (warm-up from
+    1e-6, floor 1e-5), stepped by step instead of by epoch.
+    """
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    progress = (step - warmup) / max(total - warmup, 1)
+    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * progress))
