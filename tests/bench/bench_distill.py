@@ -20,9 +20,9 @@ from torch import Tensor
 from pipeline.batch import Batch, order_of
 from pipeline.config import Recipe
 from pipeline.hosting import build_accelerator
-from pipeline.session import open_answers
-from pipeline.store import Store, fingerprint
-from pipeline.teacher import teacher_weights, write_random_weights
+from pipeline.session.session import open_answers
+from pipeline.teacher.store import Store, fingerprint
+from pipeline.teacher.teacher import teacher_weights, write_random_weights
 from pipeline.train import Run, build, train
 from recipes import deit_tiny, deit_tiny_distilled
 from shards.index import Index

@@ -118,7 +118,7 @@ VIT12: Final = (
     "--virtual-ranks 1"
 )
 STRATEGIES: Final = ("linear", "partial-1", "full")
-FROM_HALF: Final = f"{VIT12} --model.no-pretrained --model.checkpoint {{pretrained-vit-0}}/model.safetensors"
+FROM_HALF: Final = f"{VIT12} --model.no-pretrained --model.weights {{pretrained-vit-0}}/model.safetensors"
 TRANSFER: Final = Table(
     title="Partial fine-tuning",
     text="""A ViT of width 128, 12 blocks and patch 8, trained for four epochs on the first five classes of CIFAR-10,
@@ -150,7 +150,7 @@ the fine-tuning; the pretrained model is one.""",
 
 FLOWERS: Final = (
     "--model.name resnet20_cifar --model.img-size 48 --model.no-pretrained "
-    "--model.checkpoint {pretrained-cnn-0}/model.safetensors --model.new-head --data.classes 12 "
+    "--model.weights {pretrained-cnn-0}/model.safetensors --model.new-head --data.classes 12 "
     "--finetune.head-lr 0.01 --eval.every-epochs 8"
 )
 GRADUAL: Final = Table(
@@ -205,7 +205,7 @@ this small, trained this briefly, underfits: what makes the task harder costs mo
     ),
 )  # fmt: skip
 
-PUBLISHED: Final = "--distill.teacher resnet20_cifar --distill.checkpoint {resnet20}"
+PUBLISHED: Final = "--distill.teacher resnet20_cifar --distill.weights {resnet20}"
 DISTILLATION: Final = Table(
     title="Distillation",
     text="""The student of the table above, whole, and the same taught by the published ResNet-20 (81.0 % on these

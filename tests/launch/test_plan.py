@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from launch.plan import Cluster, activations, exchanged_bytes, make_plan, memory
-from pipeline.models import on_paper, parameter_count
+from pipeline.models import on_meta, parameter_count
 from recipes import deit_base
 from tests.conftest import TINY
 
@@ -56,7 +56,7 @@ def test_activations_of_more_blocks_and_wider_numbers_are_more() -> None:
     assert 1.5 < many / few < 2
     assert 1.3 < wide / few < 2
     assert none == 0
-    parameters = parameter_count(on_paper(TINY))
+    parameters = parameter_count(on_meta(TINY))
     assert 0.8 < casts / (2 * parameters) < 1.1  # the weights once more, in two bytes each
 
 

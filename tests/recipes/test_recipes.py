@@ -13,7 +13,7 @@ from pipeline.config import problems
 from pipeline.models import has_fixed_size
 from pipeline.request import Request, parse
 from pipeline.run import carry_out
-from pipeline.teacher import write_random_weights
+from pipeline.teacher.teacher import write_random_weights
 from shards.synthetic import make_dataset
 from tests.bench.claims import TABLES, Row
 from tests.conftest import metrics

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import Distill
-from pipeline.teacher import write_random_weights
+from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset, read_dataset, verify_split
 from tests.conftest import ROOT, TINY
 from tests.slurm.conftest import Slurm, wait_for
@@ -36,7 +36,7 @@ def test_tasks_of_an_array_build_one_data_set(slurm: Slurm, tmp_path: Path) -> N
 def test_tasks_of_an_array_fill_one_store(slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path) -> None:
     weights, store = tmp_path / "teacher.safetensors", tmp_path / "store"
     write_random_weights(replace(TINY, distill=Distill(teacher="resnet20_cifar")), weights)
-    teacher = ("--distill.teacher", "resnet20_cifar", "--distill.no-token", "--distill.checkpoint", weights)
+    teacher = ("--distill.teacher", "resnet20_cifar", "--distill.no-token", "--distill.weights", weights)
     said = submit(slurm, tmp_path, "teach.sbatch", script, "--data", dataset.folder, *teacher, "--distill.store", store)
     assert said.count("views answered") == 3, said
     assert len(list(store.rglob("*.bin"))) == 12  # 4 epochs of 3 virtual ranks, all whole

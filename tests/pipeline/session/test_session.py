@@ -18,10 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pipeline import checkpoint
 from pipeline.checkpoint import CheckpointError
-from pipeline.rehearsal import measured_speed
+from pipeline.session.rehearsal import measured_speed
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.session import alone_in
+from pipeline.session.session import alone_in
 from shards.dataset import Dataset
 from shards.errors import BadRequest, TrainingError
 from tests.conftest import HERE, TINY, metrics, run, start, summary, traces, train_here

@@ -6,7 +6,7 @@ from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 
 from pipeline.config import Mix
-from pipeline.mix import Mixing, draw_mixing, mix_images, mix_labels
+from pipeline.data.mix import Mixing, draw_mixing, mix_images, mix_labels
 from pipeline.models import build_model, heads
 from pipeline.objective import objective
 from tests.conftest import TINY

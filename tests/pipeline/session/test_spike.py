@@ -12,7 +12,7 @@ from pipeline import checkpoint, train
 from pipeline.config import Spike, problems
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.spike import WINDOW, Watch
+from pipeline.session.spike import WINDOW, Watch
 from shards.dataset import Dataset
 from shards.errors import TrainingError
 from tests.conftest import HERE, metrics, run_launched, summary, traces, train_here

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from pipeline import session
 from pipeline.config import Distill, Model, Recipe
-from pipeline.order import Order
-from pipeline.store import Store, differences, fingerprint, path_of
-from pipeline.teacher import write_random_weights
+from pipeline.data.order import Order
+from pipeline.teacher.store import Store, differences, fingerprint, path_of
+from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.errors import BadRequest, StoreError
 from tests.conftest import HERE, TINY, metrics, run, start, summary, traces, train_here
@@ -158,7 +158,7 @@ def test_another_student_on_another_hosting_reads_the_same_store(
     dataset: Dataset, taught: Recipe, script: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", dataset.folder, "--distill.teacher", "resnet20_cifar",
-             "--distill.checkpoint", taught.distill.checkpoint, "--distill.store", tmp_path / "store")  # fmt: skip
+             "--distill.weights", taught.distill.checkpoint, "--distill.store", tmp_path / "store")  # fmt: skip
     run(script, *flags, "--output", tmp_path / "two", "--distill.no-token", "--trace-samples", processes=2)
     assert len(list((tmp_path / "store").rglob("*.bin"))) == 4 * 3  # epochs, virtual ranks
     assert not list((tmp_path / "store").rglob("*.part"))
@@ -171,7 +171,7 @@ def test_a_run_that_was_killed_while_it_stored_goes_on(
     dataset: Dataset, taught: Recipe, script: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", dataset.folder, "--distill.teacher", "resnet20_cifar", "--distill.no-token",
-             "--distill.checkpoint", taught.distill.checkpoint)  # fmt: skip
+             "--distill.weights", taught.distill.checkpoint)  # fmt: skip
     run(script, *flags, "--output", tmp_path / "unbroken")
     flags += ("--distill.store", tmp_path / "store", "--output", tmp_path / "killed")
     for step in (3, 9):
@@ -249,7 +249,7 @@ def test_the_fingerprint_has_no_field_of_the_student_or_the_hosting(taught: Reci
 @pytest.mark.usefixtures("no_teacher")
 def test_vitrail_teach_fills_a_store_in_parts(dataset: Dataset, taught: Recipe, script: Path, tmp_path: Path) -> None:
     flags = (script, "--data", dataset.folder, "--distill.teacher", "resnet20_cifar", "--distill.no-token",
-             "--distill.checkpoint", taught.distill.checkpoint, "--distill.store", tmp_path / "store")  # fmt: skip
+             "--distill.weights", taught.distill.checkpoint, "--distill.store", tmp_path / "store")  # fmt: skip
     for part in range(3):
         assert "views answered" in vitrail("teach", *flags, "--part", part, "--parts", 3).stdout
     assert len(list((tmp_path / "store").rglob("*.bin"))) == 12

@@ -1,6 +1,6 @@
 import pytest
 
-from pipeline.schedule import cosine
+from pipeline.update.schedule import cosine
 from recipes.deit_small import RECIPE
 
 

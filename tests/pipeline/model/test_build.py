@@ -6,11 +6,11 @@ import timm
 import torch
 
 from pipeline.config import Model
-from pipeline.finetune import rate_scales
-from pipeline.models import Student, build_model, on_paper, parameter_count
-from pipeline.optimizer import build_optimizer
+from pipeline.model.finetune import rate_scales
+from pipeline.models import Student, build_model, on_meta, parameter_count
+from pipeline.update.optimizer import build_optimizer
 from pipeline.randomness import view_keys
-from pipeline.rehearsal import measure
+from pipeline.session.rehearsal import measure
 from recipes import deit_base, deit_small, deit_tiny, vit_cifar10_small
 from shards.errors import BadRequest
 from tests.conftest import TINY
@@ -24,7 +24,7 @@ IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     [(deit_tiny.RECIPE, 5_717_416), (deit_small.RECIPE, 22_050_664), (deit_base.RECIPE, 86_567_656)],
 )
 def test_parameters_are_those_of_the_paper(recipe: object, parameters: int) -> None:
-    assert parameter_count(on_paper(recipe)) == parameters  # type: ignore[arg-type]
+    assert parameter_count(on_meta(recipe)) == parameters  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_parameters_are_those_of_the_paper(recipe: object, parameters: int) -> N
 def test_stems_have_the_parameters_of_early_convolutions(name: str, parameters: int) -> None:
     # 2106.14881, Table 1, counted exactly
     recipe = replace(deit_small.RECIPE, model=Model(name=name))
-    assert parameter_count(on_paper(recipe)) == parameters
+    assert parameter_count(on_meta(recipe)) == parameters
 
 
 def test_the_vit_of_vit_pytorch_has_its_parameters_and_its_start() -> None:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from timm.data import auto_augment, random_erasing
 
-from pipeline.augment import (
+from pipeline.data.augment import (
     AUTO_OPS,
     AUTO_POLICY,
     FILL,

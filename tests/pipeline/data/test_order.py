@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.order import Order
+from pipeline.data.order import Order
 from pipeline.randomness import view_keys
 
 

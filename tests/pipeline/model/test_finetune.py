@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import load_newest
 from pipeline.config import Finetune, Model, Optim
-from pipeline.finetune import add_head_norm, by_part, freeze, frozen_modules, rate_scales
-from pipeline.models import Student, as_timm_names_them, build_model, build_student, on_paper
-from pipeline.optimizer import build_optimizer, update
+from pipeline.model.finetune import add_head_norm, parameters_by_part, freeze, frozen_modules, rate_scales
+from pipeline.models import Student, as_timm_names_them, build_model, build_student, on_meta
+from pipeline.update.optimizer import build_optimizer, update
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.conftest import HERE, TINY, metrics, summary, train_here
@@ -121,7 +121,7 @@ def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_m
     assert {name.partition(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {"blocks", "head"}
     groups = build_optimizer(net, TINY, rate_scales(net, Finetune())).param_groups
     held = sum(parameter.numel() for group in groups for parameter in group["params"])
-    assert held == sum(some for some, _ in by_part(net).values())
+    assert held == sum(some for some, _ in parameters_by_part(net).values())
     assert net.blocks[0] in frozen_modules(net)
 
 
@@ -189,8 +189,8 @@ def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Pa
     save_file(build_model(TINY.model, 7, seed=0).state_dict(), path)
     seven = replace(TINY, model=replace(TINY.model, checkpoint=str(path)))
     with pytest.raises(BadRequest, match=r"head.bias is \[7\], not \[4\]"):
-        on_paper(seven)
-    on_paper(replace(seven, model=replace(seven.model, new_head=True)))
+        on_meta(seven)
+    on_meta(replace(seven, model=replace(seven.model, new_head=True)))
     net = build_model(replace(seven.model, new_head=True), 4, seed=1)
     assert torch.equal(net.head.weight, build_model(TINY.model, 4, seed=1).head.weight)
     assert torch.equal(net.cls_token, build_model(TINY.model, 7, seed=0).cls_token)

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.batch_norm import BatchNorms
+from pipeline.model.batch_norm import BatchNorms
 from pipeline.config import Distill, Model, Recipe
 from pipeline.models import Student, build_model, build_student, fuse, heads, load_weights
 from pipeline.objective import agreement, objective
-from pipeline.teacher import Input, Teacher, build_teacher, check_teacher, keep, recall
+from pipeline.teacher.teacher import Input, Teacher, build_teacher, check_teacher, keep, recall
 from shards.errors import BadRequest
 from tests.conftest import TINY
 
@@ -157,7 +157,7 @@ def test_weights_are_taken_out_of_wrappers_and_never_unpickled(tmp_path: Path) -
     source, net = (timm.create_model("resnet20_cifar") for _ in range(2))
     wrapped = {"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}, "best_prec1": 9}
     torch.save(wrapped, tmp_path / "weights.th")
-    load_weights(net, str(tmp_path / "weights.th"), "--distill.checkpoint")
+    load_weights(net, str(tmp_path / "weights.th"), "--distill.weights")
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in net.state_dict().items())
 
     class Evil:
@@ -168,7 +168,7 @@ def test_weights_are_taken_out_of_wrappers_and_never_unpickled(tmp_path: Path) -
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
     for name in ("evil.th", "evil.pth"):
         with pytest.raises(BadRequest, match="not a file of weights alone"):
-            load_weights(net, str(tmp_path / name), "--distill.checkpoint")
+            load_weights(net, str(tmp_path / name), "--distill.weights")
     assert not (tmp_path / "owned").exists()
 
 

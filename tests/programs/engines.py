@@ -1,0 +1,90 @@
+"""Several runs in one group of processes, each under an engine: `engines.py WHAT FOLDER DATA ...`, see the functions.
+
+Starting processes costs more than the runs do, so one group takes them all, one after the other.
+"""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from accelerate.state import AcceleratorState, PartialState
+from pipeline.config import Compute, Recipe, Spike
+from pipeline.data.batch import Batch
+from pipeline.hosting import ENGINE_VARIABLES
+from pipeline.request import Request
+from pipeline.run import carry_out
+from pipeline.session.events import Events
+from pipeline.session.session import Parts
+from tests.tiny import ENGINES, HERE
+
+ROOT = Path(__file__).parents[2]
+SPIKING = ("ddp", "fsdp2", "zero1", "zero3")
+COMPILING = ("ddp", "fsdp2", "zero2")
+
+
+def become(engine: str) -> None:
+    """Make this process one that `accelerate launch` has started with an engine's configuration, after others."""
+    for name in ENGINE_VARIABLES:
+        os.environ.pop(name, None)
+    if engine == "fsdp2":
+        os.environ.update({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"})
+    elif engine != "ddp":
+        settings = ROOT / "launch/configs" / f"deepspeed_{engine}.json"
+        os.environ.update({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(settings)})
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+
+
+def train(recipe: Recipe, parts: Parts | None = None, **options: object) -> None:
+    code = carry_out(Request(recipe=recipe, **options), parts or Parts())  # type: ignore[arg-type]
+    assert code == 0, code
+
+
+def matrix(folder: str, data: str, steps: str, *cases: str) -> None:
+    """Train up to a step under each of ENGINE[=FOLDER OF THE RUN TO START FROM] ..."""
+    for case in cases:
+        engine, _, start = case.partition("=")
+        become(engine)
+        output = f"{folder}/{engine}-{os.environ['WORLD_SIZE']}" + (f"-of-{Path(start).name}" if start else "")
+        resume = f"{start}/checkpoints/step-00000003" if start else "never"
+        train(ENGINES, data=data, output=output, max_steps=int(steps), resume=resume)
+
+
+class Poisoned(Events):
+    """Gives the model NaN for images at step 9, of virtual rank 1."""
+
+    def after_batch(self, batch: Batch, images: Tensor) -> None:
+        super().after_batch(batch, images)
+        if (batch.step, batch.virtual_rank) == (9, 1):
+            images.fill_(float("nan"))
+
+
+def spikes(folder: str, data: str) -> None:
+    """Meet a spike under engines whose processes share weights, gradients and moments, and roll back."""
+    recipe = replace(
+        HERE,
+        batch=16,
+        virtual_ranks=4,
+        epochs=3,
+        spike=Spike(policy="rollback"),
+        checkpoint=replace(HERE.checkpoint, every_steps=4, keep=1),
+    )
+    for engine in SPIKING:
+        become(engine)
+        train(recipe, Parts(events=Poisoned), data=data, output=f"{folder}/{engine}")
+
+
+def compiled(folder: str, data: str) -> None:
+    """Train compiled and with activation checkpointing."""
+    recipe = replace(ENGINES, epochs=1, compute=Compute(compile=True, activation_checkpointing=True))
+    for engine in COMPILING:
+        become(engine)
+        train(recipe, data=data, output=f"{folder}/{engine}")
+
+
+if __name__ == "__main__":
+    what, *arguments = sys.argv[1:]
+    {"matrix": matrix, "spikes": spikes, "compiled": compiled}[what](*arguments)

@@ -1,0 +1,114 @@
+"""How the tests run things: in this process where nothing but the numbers matters, as a user does where it does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate.state import AcceleratorState
+
+from pipeline.config import Recipe
+from pipeline.folder import RunFolder
+from pipeline.request import Request
+from pipeline.run import carry_out
+from pipeline.session.session import Parts
+from shards.dataset import Dataset
+from shards.files import read_json, read_json_lines
+from tests.tiny import HERE
+
+ROOT = Path(__file__).parents[1]
+PROGRAMS = ROOT / "tests" / "programs"
+SCRIPT = PROGRAMS / "tiny.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests' own recipes are not installed
+
+
+def train_here(
+    dataset: Dataset, folder: Path, recipe: Recipe = HERE, parts: Parts | None = None, **options: Any
+) -> int:
+    """Run a recipe in this process and return its exit code."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    request = Request(recipe=recipe, data=str(dataset.folder), output=str(folder), **options)
+    return carry_out(request, parts or Parts())
+
+
+def start(
+    script: Path, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start a recipe as a user does, on one process or on several."""
+    command = [sys.executable]
+    if processes > 1:
+        command += launcher("cpu", processes)
+    return subprocess.Popen(
+        [*command, str(script), *map(str, arguments)],
+        env={**ENVIRONMENT, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launcher(config: str, processes: int) -> list[str]:
+    """Return what makes Python `accelerate launch` with a configuration of the repository."""
+    command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
+    return [*command, str(ROOT / f"launch/configs/{config}.yaml"), "--num_processes", str(processes)]
+
+
+def run(
+    script: Path, *arguments: Any, processes: int = 1, code: int = 0, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a recipe to its end and check its exit code."""
+    process = start(script, *arguments, processes=processes, env=env)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, out + err
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_launched(config: str, script: Path | str, *arguments: Any, processes: int) -> str:
+    """Run a script by `accelerate launch` with a configuration of the repository, and return what it said."""
+    done = subprocess.run(
+        [sys.executable, *launcher(config, processes), str(script), *map(str, arguments)],
+        cwd=ROOT,  # where the configurations of DeepSpeed say that its files are
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def vitrail(
+    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None, seconds: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run `vitrail` as a user does and check its exit code."""
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "vitrail"), *map(str, arguments)],
+        env={**ENVIRONMENT, **(env or {})},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the lines of a kind of metrics.jsonl."""
+    return RunFolder(folder).logged(kind)
+
+
+def traces(folder: Path) -> list[dict[str, Any]]:
+    """Return what all processes traced, in the order of steps and virtual ranks."""
+    lines = [line for path in RunFolder(folder).traces.glob("*.jsonl") for line in read_json_lines(path)]
+    return sorted(lines, key=lambda line: (line["step"], line["virtual_rank"]))
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """Return summary.json."""
+    return read_json(RunFolder(folder).summary)
