@@ -5,17 +5,21 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-waiting test-computing check bench reproduce clean
+.PHONY: demo quick test test-waiting test-computing check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
 	@$(BIN)/vitrail preview deit_digits_distilled --data demo/digits --output demo/views.png
 	@$(LAUNCH) recipes/teacher_digits.py --data demo/digits --output demo/teacher
 	@$(LAUNCH) recipes/deit_digits_distilled.py --data demo/digits --output demo/run \
-		--distill.teacher local-dir:demo/teacher --distill.store demo/answers
+		--distill.teacher local-dir:demo/teacher --distill.store demo/teacher_outputs
 	@echo "Look at   demo/run/learnt.png   what it learnt"
 	@echo "          demo/views.png        the images as the model sees them"
 	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"
+
+# no processes, no compilation, no whole recipes
+quick: $(VENV)/installed
+	$(BIN)/pytest -m "not dist and not slow"
 
 test: $(VENV)/installed
 	@$(MAKE) --jobs 2 --no-print-directory test-waiting test-computing
@@ -23,9 +27,9 @@ test: $(VENV)/installed
 # side by side: what waits for clusters and sessions most of its time, and the rest
 WAITING := tests/slurm tests/launch/test_drill.py
 test-waiting: $(VENV)/installed
-	$(BIN)/pytest $(WAITING)
+	$(BIN)/pytest --durations=10 $(WAITING)
 test-computing: $(VENV)/installed
-	$(BIN)/pytest $(WAITING:%=--ignore=%)
+	$(BIN)/pytest --durations=10 $(WAITING:%=--ignore=%)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check

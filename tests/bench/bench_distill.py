@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from pipeline.batch import Batch, order_of
 from torch import Tensor
 
-from pipeline.batch import Batch, order_of
 from pipeline.config import Recipe
 from pipeline.hosting import build_accelerator
 from pipeline.session.session import open_answers

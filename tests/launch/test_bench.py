@@ -1,14 +1,16 @@
 """`vitrail bench`: that every arm runs, and what is made of its speeds; never how fast it is."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from launch import bench
 from launch.bench import Measured, against_a_bare_loop, against_timm, alone, bench_loader, bench_step, in_turn
+from pipeline.job import REHEARSAL, Job, resolve
+from pipeline.request import Request
 from shards.dataset import Dataset
-from tests.conftest import TINY, vitrail
+from tests.running import SCRIPT, vitrail
+from tests.tiny import HERE, TINY
 
 
 @pytest.fixture
@@ -32,21 +34,29 @@ def assert_arms(measured: Measured, *arms: str) -> None:
     assert len(measured.ratios) == len(arms) - 1
 
 
+def job_on(dataset: Dataset) -> Job:
+    return resolve(Request(recipe=alone(HERE, "fp32"), data=str(dataset.folder)), REHEARSAL)
+
+
+@pytest.mark.slow
 def test_the_loop_runs_beside_a_bare_one(dataset: Dataset, short: None) -> None:
-    measured = against_a_bare_loop(TINY, dataset, 0)
+    measured = against_a_bare_loop(job_on(dataset), 0)
     assert_arms(measured, "vitrail, from shards", "bare loop, one batch")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # timm opens images and leaves them to the collector
 def test_the_loop_runs_beside_timms(dataset: Dataset, short: None) -> None:
-    assert_arms(against_timm(TINY, dataset, 0), "vitrail", "timm")
+    assert_arms(against_timm(job_on(dataset), 0), "vitrail", "timm")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_the_loader_runs_beside_webdatasets(dataset: Dataset, short: None) -> None:
     assert_arms(bench_loader(TINY, dataset), "vitrail", "webdataset and timm")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # in torch._dynamo
 def test_every_setting_of_a_step_is_timed(short: None) -> None:
     measured = bench_step(TINY)
@@ -54,10 +64,11 @@ def test_every_setting_of_a_step_is_timed(short: None) -> None:
     assert "MB kept" in measured.notes["bf16"]
 
 
-def test_a_benchmark_makes_up_what_it_needs(script: Path) -> None:
-    (measured,) = json.loads(vitrail("bench", "loader", script, "--json").stdout)
+@pytest.mark.dist
+def test_a_benchmark_makes_up_what_it_needs() -> None:
+    (measured,) = json.loads(vitrail("bench", "loader", SCRIPT, "--json").stdout)
     assert measured["n"] == bench.ROUNDS
-    assert "--augmnt.flip" in vitrail("bench", "loader", script, "--augmnt.flip", "0", code=2).stderr
+    assert "--augmnt.flip" in vitrail("bench", "loader", SCRIPT, "--augmnt.flip", "0", code=2).stderr
 
 
 def test_one_virtual_rank_is_benched_and_its_schedule_does_not_end() -> None:

@@ -1,13 +1,19 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from launch import cli
 from shards.dataset import Dataset
-from tests.conftest import run, traces, vitrail
+from shards.errors import BadRequest
+from tests.running import ENVIRONMENT, SCRIPT, run, traces, vitrail
 
 
+@pytest.mark.dist
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
     assert "1,437" in vitrail("shards", "build", "digits", tmp_path / "digits").stdout
     shown = json.loads(vitrail("shards", "show", tmp_path / "digits", "--json").stdout)
@@ -18,13 +24,17 @@ def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
     assert "000001.tar: 5000 bytes" in vitrail("shards", "verify", tmp_path / "digits", code=1).stdout
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("shards", "build", "/nothing", "{tmp}/out"), "/nothing: no such file or folder"),
         (("shards", "show", "/nothing"), "/nothing: no such folder. Build one with"),
         (("order", "deit_smal", "--data", "{data}"), "deit_smal: no such recipe or file. Recipes: deit_small"),
-        (("shards", "build", "digits", "{tmp}/out", "--samples-per-shard", "0"), "start at 1"),
+        (
+            ("shards", "build", "digits", "{tmp}/out", "--samples-per-shard", "0"),
+            "--samples-per-shard is 0; it starts at 1",
+        ),
     ],
 )
 def test_a_wrong_request_is_explained(dataset: Dataset, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -33,11 +43,12 @@ def test_a_wrong_request_is_explained(dataset: Dataset, tmp_path: Path, argument
     assert words in vitrail(*filled, code=code).stderr
 
 
-def test_order_prints_the_views_that_a_run_traces(dataset: Dataset, script: Path, tmp_path: Path) -> None:
-    run(script, "--data", dataset.folder, "--output", tmp_path, "--trace-samples", "--max-steps", 7)
+@pytest.mark.dist
+def test_order_prints_the_views_that_a_run_traces(dataset: Dataset, tmp_path: Path) -> None:
+    run(SCRIPT, "--data", dataset.folder, "--output", tmp_path, "--trace-samples", "--max-steps", 7)
     for epoch, step in ((0, 0), (1, 1)):
         options = ("--data", dataset.folder, "--epoch", epoch, "--step", step, "--json")
-        printed = json.loads(vitrail("order", script, *options).stdout)
+        printed = json.loads(vitrail("order", SCRIPT, *options).stdout)
         traced = [line for line in traces(tmp_path) if line["step"] == epoch * 5 + step]
         expected = [
             {"virtual_rank": line["virtual_rank"], "slot": slot, "key": key, "copy": copy}
@@ -47,21 +58,77 @@ def test_order_prints_the_views_that_a_run_traces(dataset: Dataset, script: Path
         assert printed == expected
 
 
-def test_preview_draws_the_images_as_the_model_sees_them(dataset: Dataset, script: Path, tmp_path: Path) -> None:
-    vitrail("preview", script, "--data", dataset.folder, "--output", tmp_path / "views.png")
-    with Image.open(tmp_path / "views.png") as picture:
-        assert min(picture.size) > 200
+def test_preview_draws_the_images_as_the_model_sees_them(dataset: Dataset, tmp_path: Path) -> None:
+    # without augmentation and mixing an image, its views and what the model sees are the same pixels
+    plain = ("--augment.crop", "whole", "--augment.rand-ops", "0", "--augment.flip", "0", "--augment.erase", "0")
+    plain += ("--mix.prob", "0", "--eval.crop-ratio", "1")
+    for name, flags in (("plain", plain), ("augmented", ())):
+        output = str(tmp_path / f"{name}.png")
+        assert cli.call("preview", [str(SCRIPT), "--data", str(dataset.folder), "--output", output, *flags]) == 0
+    pictures = {}
+    for name in ("plain", "augmented"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            pictures[name] = np.asarray(picture.convert("RGB")).astype(int)
+    assert pictures["plain"].shape == pictures["augmented"].shape
+
+    def columns(pixels: np.ndarray) -> list[np.ndarray]:
+        """Return the middles of the six columns of pictures."""
+        width = pixels.shape[1] / 6
+        return [pixels[60:, int(width * (column + 0.4)) : int(width * (column + 0.4)) + 20] for column in range(6)]
+
+    original, *views = columns(pictures["plain"])
+    assert all(abs(view - original).mean() < 8 for view in views)
+    original, *views = columns(pictures["augmented"])
+    assert any(abs(view - original).mean() > 8 for view in views)
 
 
-def test_help_names_every_verb() -> None:
+@pytest.mark.dist
+def test_help_names_every_verb_and_every_verb_has_help() -> None:
     shown = vitrail("--help").stdout
-    assert all(verb in shown for verb in ("shards", "order", "preview"))
+    modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if "\nVERB: Final" in path.read_text()}
+    assert set(cli.VERBS) == modules
+    for verb in cli.VERBS:
+        assert f"\n  {verb} " in shown
+        with pytest.raises(SystemExit) as ended:
+            cli.call(verb, ["--help"])
+        assert ended.value.code == 0
 
 
-def test_the_ladder_compares_strategies_and_goes_on_where_it_was(
-    dataset: Dataset, script: Path, tmp_path: Path
-) -> None:
-    flags = ("ladder", script, "--data", dataset.folder, "--output", tmp_path / "ladder", "--epochs", 1)
+@pytest.mark.dist
+def test_a_misspelt_verb_names_the_nearest() -> None:
+    assert "'pln' is no verb; did you mean plan?" in vitrail("pln", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["plan", SCRIPT, "--gpu-per-node", "4"], "--gpu-per-node is not known here; did you mean --gpus-per-node?"),
+        (["plan", SCRIPT, "--optim.lrr", "4"], "--optim.lrr is not known here; did you mean --optim.lr?"),
+        (["bench", "step", SCRIPT, "--jsn"], "--jsn is not known here; did you mean --json?"),
+        (["shards", "verify", "x", "--jsn"], "--jsn is not known here; did you mean --json?"),
+    ],
+)
+def test_a_misspelt_option_of_a_verb_names_the_nearest_alone(arguments: list[object], words: str) -> None:
+    verb, *others = map(str, arguments)
+    with pytest.raises(BadRequest) as caught:
+        cli.call(verb, others)
+    assert str(caught.value) == words
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("verb", ["shards", "--help"])
+def test_what_needs_no_model_does_not_import_torch(verb: str, dataset: Dataset) -> None:
+    arguments = ["shards", "show", str(dataset.folder)] if verb == "shards" else [verb]
+    command = [sys.executable, "-X", "importtime", "-m", "launch.cli", *arguments]
+    imported = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stderr
+    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
+    assert "launch.cli" in imported or "shards.errors" in names
+    assert not names & {"torch", "timm", "torchvision", "accelerate", "matplotlib", "sklearn"}
+
+
+@pytest.mark.dist
+def test_the_ladder_compares_strategies_and_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ("ladder", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "ladder", "--epochs", 1)
     assert "K goes in halves, up to its 2 blocks" in vitrail(*flags, "--rungs", "linear", "partial-3", code=2).stderr
     assert not (tmp_path / "ladder").exists()
     rungs = ("--rungs", "linear", "partial-1/2", "full", "gradual")

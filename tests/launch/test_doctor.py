@@ -10,23 +10,32 @@ import pytest
 
 from launch import doctor
 from launch.doctor import Finding, examine
+from pipeline.config import Recipe
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, Job, resolve
+from pipeline.request import Request
 from shards.dataset import Dataset
-from tests.conftest import TINY, run_launched, vitrail
+from tests.running import SCRIPT, run_launched, vitrail
+from tests.tiny import TINY
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
+def job_into(folder: Path, recipe: Recipe = TINY) -> Job:
+    return resolve(Request(recipe=recipe, output=str(folder)), REHEARSAL)
+
+
 @pytest.mark.dist
-def test_a_machine_that_is_well(dataset: Dataset, script: Path, tmp_path: Path) -> None:
-    printed = vitrail("doctor", script, "--data", dataset.folder, "--output", tmp_path / "run").stdout
+def test_a_machine_that_is_well(dataset: Dataset, tmp_path: Path) -> None:
+    printed = vitrail("doctor", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "run").stdout
     assert "2 processes, gloo" in printed
     assert "BAD" not in printed
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.dist
-def test_under_a_launcher_its_processes_add_up(dataset: Dataset, script: Path, tmp_path: Path) -> None:
-    doctor = ("launch.cli", "doctor", script, "--data", dataset.folder, "--output", tmp_path / "run")
+def test_under_a_launcher_its_processes_add_up(dataset: Dataset, tmp_path: Path) -> None:
+    doctor = ("launch.cli", "doctor", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "run")
     printed = run_launched("cpu", "-m", *doctor, processes=3)
     assert printed.count("3 processes, gloo") == 1
     assert "BAD" not in printed
@@ -34,16 +43,17 @@ def test_under_a_launcher_its_processes_add_up(dataset: Dataset, script: Path, t
 
 def test_a_process_that_cannot_add_up_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.torch.multiprocessing, "spawn", lambda *_, **__: 1 / 0)
-    assert doctor.all_reduce(2) == Finding("all-reduce", False, "2 processes, gloo: division by zero")
+    assert doctor.all_reduce(Hosting(), 2) == Finding("all-reduce", False, "2 processes, gloo: division by zero")
 
 
 def test_too_little_shared_memory_and_disk_are_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 10**6, 0))
     recipe = replace(TINY, data=replace(TINY.data, workers=3))
-    memory = doctor.shared_memory(recipe)
-    assert memory.well is False
+    job = job_into(tmp_path / "not" / "there", recipe)
+    memory = doctor.shared_memory(job)
+    assert memory.ok is False
     assert "for 3 loader workers; fewer --data.workers" in memory.says
-    assert doctor.disk(recipe, tmp_path / "not" / "there").well is False
+    assert doctor.disk(job).ok is False
 
 
 def test_a_torn_shard_and_a_missing_folder_are_told_of(dataset: Dataset, tmp_path: Path) -> None:
@@ -52,21 +62,22 @@ def test_a_torn_shard_and_a_missing_folder_are_told_of(dataset: Dataset, tmp_pat
     tar = sorted((copy / "train").glob("*.tar"))[-1]
     os.truncate(tar, 1000)
     torn = doctor.shards(str(copy))
-    assert torn.well is False
+    assert torn.ok is False
     assert tar.name in torn.says
-    assert doctor.shards(str(tmp_path / "gone")).well is False
-    assert doctor.shards("").well is None
+    assert doctor.shards(str(tmp_path / "gone")).ok is False
+    assert doctor.shards("").ok is None
 
 
 def test_a_host_that_does_not_know_itself_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.socket, "gethostname", lambda: "no-such-host.invalid")
     found = doctor.name_and_port()
-    assert found.well is False
+    assert found.ok is False
     assert "no-such-host.invalid" in found.says
     assert "/etc/hosts" in found.says
 
 
+@pytest.mark.dist
 def test_all_is_examined(dataset: Dataset, tmp_path: Path) -> None:
-    found = examine(TINY, str(dataset.folder), tmp_path)
-    assert [finding.what for finding in found if finding.well is not True] == []
+    found = examine(job_into(tmp_path), str(dataset.folder))
+    assert [finding.what for finding in found if finding.ok is not True] == []
     assert len(found) == 8

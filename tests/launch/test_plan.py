@@ -1,20 +1,30 @@
 """`vitrail plan`, against the published run and numbers worked out by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from launch.plan import Cluster, activations, exchanged_bytes, make_plan, memory
-from pipeline.models import on_meta, parameter_count
+from launch.plan import Cluster, Plan, activations, exchanged_bytes, make_plan, memory
+from pipeline.config import Recipe
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, resolve
+from pipeline.model.build import on_meta, parameter_count
+from pipeline.request import Request
 from recipes import deit_base
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 PAPERS = Cluster(nodes=2, gpus_per_node=8, images_per_second=180, price=2.0)
 
 
+def planned(recipe: Recipe, cluster: Cluster) -> Plan:
+    hosting = Hosting(processes=cluster.nodes * cluster.gpus_per_node, precision="bf16")
+    return make_plan(resolve(Request(recipe=recipe), REHEARSAL, hosting), cluster)
+
+
 def test_the_hours_of_the_paper_come_out_at_its_rate() -> None:
     # DeiT, section 6: 37 hours on two nodes, at 180 images/s a GPU (papers.md 7.1)
-    plan = make_plan(replace(deit_base.RECIPE, model=replace(deit_base.RECIPE.model, depth=1)), None, PAPERS)
+    plan = planned(replace(deit_base.RECIPE, model=replace(deit_base.RECIPE.model, depth=1)), PAPERS)
     assert plan.hours == pytest.approx(37, abs=0.1)
     assert plan.gpu_hours == pytest.approx(593, abs=1)
     assert plan.cost == pytest.approx(2 * plan.gpu_hours)
@@ -24,18 +34,18 @@ def test_the_hours_of_the_paper_come_out_at_its_rate() -> None:
 
 
 def test_the_busiest_process_sets_the_pace() -> None:
-    three = make_plan(TINY, None, Cluster(nodes=1, gpus_per_node=3, images_per_second=10))
-    two = make_plan(TINY, None, Cluster(nodes=1, gpus_per_node=2, images_per_second=10))
-    one = make_plan(TINY, None, Cluster(nodes=1, gpus_per_node=1, images_per_second=10))
+    three = planned(TINY, Cluster(nodes=1, gpus_per_node=3, images_per_second=10))
+    two = planned(TINY, Cluster(nodes=1, gpus_per_node=2, images_per_second=10))
+    one = planned(TINY, Cluster(nodes=1, gpus_per_node=1, images_per_second=10))
     assert (three.shares, two.shares, one.shares) == ([1, 1, 1], [2, 1], [3])
     assert two.hours == pytest.approx(2 * three.hours)
     assert one.hours == pytest.approx(3 * three.hours)
-    assert (three.micro_steps, one.micro_steps) == (1, 3)
+    assert (three.micro_batches, one.micro_batches) == (1, 3)
 
 
 def test_memory_is_shared_as_the_engine_shares_it() -> None:
-    by_engine = {
-        engine: memory(TINY, replace(PAPERS, engine=engine), 1600, 1600, micro_batch=4)
+    by_engine: dict[Any, dict[str, int]] = {
+        engine: memory(TINY, Hosting(processes=16, engine=engine, precision="bf16"), 1600, 1600)
         for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
     }
     parts = ("weights", "gradients", "moments", "average")
@@ -44,14 +54,14 @@ def test_memory_is_shared_as_the_engine_shares_it() -> None:
     assert [by_engine["zero2"][part] for part in parts] == [1600, 100, 200, 1600]
     assert [by_engine["zero3"][part] for part in parts] == [100, 100, 200, 100]
     assert by_engine["fsdp2"] == by_engine["zero3"]
-    images, beside = activations(TINY, bf16=True)
+    images, beside = activations(TINY, "bf16")
     assert by_engine["ddp"]["activations"] == 4 * images + beside
 
 
 def test_activations_of_more_blocks_and_wider_numbers_are_more() -> None:
     deeper = replace(TINY, model=replace(TINY.model, depth=4))
     (few, casts), (many, _), (wide, none) = (
-        activations(recipe, bf16=bf16) for recipe, bf16 in ((TINY, True), (deeper, True), (TINY, False))
+        activations(recipe, precision) for recipe, precision in ((TINY, "bf16"), (deeper, "bf16"), (TINY, "fp32"))
     )
     assert 1.5 < many / few < 2
     assert 1.3 < wide / few < 2
@@ -61,6 +71,6 @@ def test_activations_of_more_blocks_and_wider_numbers_are_more() -> None:
 
 
 def test_what_a_node_sends_is_what_a_ring_sends() -> None:
-    assert exchanged_bytes(replace(PAPERS, nodes=1), 100, 100, micro_steps=1) == 0
-    assert exchanged_bytes(PAPERS, 100, 100, micro_steps=4) == 100
-    assert exchanged_bytes(replace(PAPERS, engine="fsdp2"), 100, 100, micro_steps=4) == 450
+    assert exchanged_bytes(1, "ddp", 100, 100, micro_batches=1) == 0
+    assert exchanged_bytes(2, "ddp", 100, 100, micro_batches=4) == 100
+    assert exchanged_bytes(2, "fsdp2", 100, 100, micro_batches=4) == 450

@@ -1,19 +1,36 @@
+"""Requests: what they ask for, and everything that is wrong with them, said at once."""
+
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import identity, problems
-from pipeline.request import check, parse
+from pipeline.config import Recipe, identity
+from pipeline.hosting import Hosting, hosting_of_launch
+from pipeline.job import REHEARSAL, TRAINING, Need, resolve
+from pipeline.request import Request, parse
 from recipes.deit_small import RECIPE
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.conftest import TINY
+from tests.tiny import TINY
+
+
+def problems(request: Request, need: Need = TRAINING, hosting: Hosting | None = None) -> list[str]:
+    """Return what is wrong with a request, a sentence each."""
+    try:
+        resolve(request, need, hosting)
+    except BadRequest as error:
+        return [problem.sentence for problem in error.problems]
+    return []
+
+
+def of_recipe(recipe: Recipe, **hosting: object) -> list[str]:
+    return problems(Request(recipe=recipe), REHEARSAL, Hosting(**hosting))  # type: ignore[arg-type]
 
 
 def test_a_recipe_of_the_repository_has_no_problem() -> None:
-    assert problems(RECIPE, None, processes=8) == []
+    assert of_recipe(RECIPE, processes=8) == []
 
 
 def test_all_problems_are_found_at_once(dataset: Dataset) -> None:
@@ -26,7 +43,8 @@ def test_all_problems_are_found_at_once(dataset: Dataset) -> None:
         data=replace(TINY.data, classes=10),
         mix=replace(TINY.mix, smoothing=2.0),
     )
-    found = "\n".join(problems(wrong, dataset, processes=4))
+    request = Request(recipe=wrong, data=str(dataset.folder))
+    found = "\n".join(problems(request, REHEARSAL, Hosting(processes=4)))
     for words in (
         "--batch 80 cannot be divided among --virtual-ranks 3; the nearest number that divides it is 2",
         "--epochs is 0",
@@ -50,10 +68,9 @@ def test_fields_are_set_by_their_dotted_names() -> None:
 
 
 def test_an_unknown_field_names_the_nearest_beside_the_other_problems(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest) as caught:
-        parse(TINY, ["--optim.lrr", "1", "--batch", "7", "--data", str(tmp_path / "none")])
-    found = "\n".join(caught.value.problems)
-    assert "--optim.lrr is not a field of this recipe; did you mean --optim.lr?" in found
+    request = parse(TINY, ["--optim.lrr", "1", "--batch", "7", "--data", str(tmp_path / "none")])
+    found = "\n".join(problems(request))
+    assert "--optim.lrr is not known here; did you mean --optim.lr?" in found
     assert "none: no such folder. Build one with: vitrail shards build" in found
     assert "--batch 7 cannot be divided" in found
 
@@ -61,25 +78,25 @@ def test_an_unknown_field_names_the_nearest_beside_the_other_problems(tmp_path: 
 def test_missing_data_and_an_output_that_cannot_be_written_are_named_together(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     request = parse(TINY, ["--output", str(tmp_path / "file" / "run")])
-    found = "\n".join(check(request)[0])
+    found = "\n".join(problems(request))
     assert "--data is missing" in found
     assert "cannot be written to (Not a directory)" in found
 
 
 def test_a_model_that_cannot_be_built_is_one_of_the_problems(dataset: Dataset, tmp_path: Path) -> None:
     arguments = ["--data", str(dataset.folder), "--output", str(tmp_path), "--model.heads", "5", "--max-steps", "-1"]
-    found = "\n".join(check(parse(TINY, arguments))[0])
+    found = "\n".join(problems(parse(TINY, arguments)))
     assert "deit_tiny_patch16_224 does not take these settings" in found
     assert "--max-steps is -1" in found
 
 
 def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path) -> None:
-    found = check(parse(TINY, ["--data", str(tmp_path), "--output", str(tmp_path / "run")]))[0]
+    found = problems(parse(TINY, ["--data", str(tmp_path), "--output", str(tmp_path / "run")]))
     assert any("no shards here" in problem and "vitrail shards build" in problem for problem in found)
 
 
 def test_a_url_is_refused_plainly(tmp_path: Path) -> None:
-    found = check(parse(TINY, ["--data", "s3://bucket/shards", "--output", str(tmp_path)]))[0]
+    found = problems(parse(TINY, ["--data", "s3://bucket/shards", "--output", str(tmp_path)]))
     assert found == [
         "--data s3://bucket/shards: URLs are not read yet; copy the shards to a local folder and name that."
     ]
@@ -93,3 +110,41 @@ def test_hosting_is_no_part_of_what_a_run_is() -> None:
     hosted = replace(TINY, micro_batch=1, precision="bf16", data=replace(TINY.data, workers=9))
     assert identity(hosted) == identity(TINY)
     assert identity(replace(TINY, seed=1)) != identity(TINY)
+
+
+def test_a_field_that_had_another_name_is_refused_with_the_new_one() -> None:
+    found = problems(parse(TINY, ["--model.checkpoint", "x", "--distill.checkpoint", "y"]), REHEARSAL)
+    assert found == [
+        "--model.checkpoint is called --model.weights now.",
+        "--distill.checkpoint is called --distill.weights now.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--augment.policy", "auto"], "--augment.rand-ops 2 is for --augment.policy rand, not auto"),
+        (["--augment.crop", "whole", "--augment.pad", "9"], "--augment.pad 9 is for --augment.crop padded, not whole"),
+        (["--optim.momentum", "0.5"], "--optim.momentum 0.5 is for --optim.name sgd, not adamw"),
+        (["--distill.tau", "3"], "--distill.tau 3.0 has no meaning without --distill.teacher"),
+        (["--distill.no-token"], "--distill.no-token has no meaning without --distill.teacher"),
+        (["--distill.teacher", "resnet18", "--distill.tau", "3"], "--distill.tau 3.0 is for --distill.loss soft"),
+        (["--finetune.decay", "0.5"], "--finetune.decay 0.5 is for --finetune.rates geometric or divided or linear"),
+        (["--model.new-head"], "--model.new-head has no meaning without --model.weights"),
+    ],
+)  # fmt: skip
+def test_a_value_that_nothing_would_read_is_refused(arguments: list[str], sentence: str) -> None:
+    assert any(problem.startswith(sentence) for problem in problems(parse(TINY, arguments), REHEARSAL))
+
+
+def test_an_empty_variable_of_a_launcher_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "")
+    hosting = hosting_of_launch(TINY)
+    assert (hosting.processes, hosting.process) == (1, 0)
+
+
+def test_a_launcher_that_names_another_engine_is_one_of_the_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    found = problems(Request(recipe=replace(TINY, epochs=0)), REHEARSAL)
+    assert ["--epochs is 0" in found[0], "FSDP 1" in found[1]] == [True, True]

@@ -8,9 +8,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
-from accelerate.state import AcceleratorState, PartialState
 from pipeline.config import Compute, Recipe, Spike
 from pipeline.data.batch import Batch
 from pipeline.hosting import ENGINE_VARIABLES

@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 import recipes
-from pipeline.config import problems
-from pipeline.models import has_fixed_size
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, resolve
+from pipeline.model.build import has_fixed_size
 from pipeline.request import Request, parse
+from pipeline.rules import recipe_problems
 from pipeline.run import carry_out
 from pipeline.teacher.teacher import write_random_weights
 from shards.synthetic import make_dataset
 from tests.bench.claims import TABLES, Row
-from tests.conftest import metrics
+from tests.running import metrics
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 
@@ -25,10 +27,11 @@ NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 def test_a_recipe_is_named_for_its_file_and_has_no_problem(name: str) -> None:
     module = importlib.import_module(f"recipes.{name}")
     assert module.RECIPE.name == name
-    assert problems(module.RECIPE, None, processes=1) == []
+    resolve(Request(recipe=module.RECIPE), REHEARSAL, Hosting())
     assert "Run:" in module.__doc__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
     recipe = importlib.import_module(f"recipes.{name}").RECIPE
@@ -46,9 +49,9 @@ def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
     )
     if recipe.distill.teacher:
         teacher = recipe.distill.teacher.replace("regnety_160.deit_in1k", "regnety_002")
-        taught = replace(recipe.distill, teacher=teacher, checkpoint=str(tmp_path / "teacher.safetensors"))
+        taught = replace(recipe.distill, teacher=teacher, weights=str(tmp_path / "teacher.safetensors"))
         small = replace(small, distill=taught)
-        write_random_weights(small, Path(taught.checkpoint))
+        write_random_weights(small, Path(taught.weights))
     data = make_dataset(
         tmp_path / "data", classes=recipe.data.classes, size=recipe.model.img_size + 8, samples={"train": 8, "val": 2}
     )
@@ -62,4 +65,5 @@ def test_a_recipe_runs_for_two_steps(name: str, tmp_path: Path) -> None:
 def test_a_row_of_the_reproduction_is_a_request_without_a_problem(row: Row) -> None:
     recipe = importlib.import_module(f"recipes.{row.recipe}").RECIPE
     request = parse(recipe, re.sub(r"\{[^}]*\}", "there", row.flags).split())
-    assert problems(request.recipe, None, processes=1) == []
+    assert list(recipe_problems(request.recipe)) == []
+    assert request.unknown == ()

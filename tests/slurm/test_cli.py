@@ -7,48 +7,58 @@ from pathlib import Path
 import pytest
 
 from shards.dataset import Dataset
-from tests.conftest import ROOT, vitrail
+from tests.running import ROOT, SCRIPT, metrics, vitrail
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.dist
 
 
-def test_a_script_is_filled_in_checked_and_submitted(
-    slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path
-) -> None:
-    job = [str(script), "--nodes", "2", "--gpus-per-node", "0", "--config", "cpu", "--time", "10"]
-    recipe = ["--data", str(dataset.folder), "--output", str(tmp_path / "a run"), "--virtual-ranks", "2"]
+def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Dataset, tmp_path: Path) -> None:
+    job = [str(SCRIPT), "--nodes", "2", "--gpus-per-node", "0", "--config", "cpu", "--time", "10"]
+    recipe = [
+        "--data",
+        str(dataset.folder),
+        "--output",
+        str(tmp_path / "a run"),
+        "--virtual-ranks",
+        "2",
+        "--max-steps",
+        "3",
+    ]
     printed = vitrail("slurm", *job, *recipe, env=slurm.environment)
     assert "#SBATCH --nodes=2\n" in printed.stdout
-    assert f"set -- {script} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2\n" in printed.stdout
+    assert (
+        f"set -- {SCRIPT} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2 --max-steps 3\n"
+        in printed.stdout
+    )
     assert "sbatch: Job" in printed.stderr
     submitted = vitrail("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
     number = submitted.stdout.split()[-1]
-    assert slurm.state(number) in ("PENDING", "RUNNING"), submitted.stderr
-    slurm.run("scancel", number)
+    # in the environment that submitted it, whatever PATH says
+    ended = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+    assert ended == "COMPLETED", "".join(path.read_text() for path in tmp_path.glob("*.out"))
+    assert metrics(tmp_path / "a run", "train")[-1]["step"] == 3
 
 
-def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dataset: Dataset, script: Path) -> None:
+def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dataset: Dataset) -> None:
     recipe = ["--data", str(dataset.folder), "--output", "/proc/nowhere"]
-    job = ["slurm", script, "--nodes", 9, "--gpus-per-node", 8]
+    job = ["slurm", SCRIPT, "--nodes", 9, "--gpus-per-node", 8]
     refused = vitrail(*job, *recipe, code=2, env=slurm.environment).stderr
     assert "72 processes cannot host --virtual-ranks 3" in refused
     assert "/proc/nowhere" in refused
-    job = ["slurm", script, "--nodes", 2, "--gpus-per-node", 1, "--config", "deepspeed_zero1"]
+    job = ["slurm", SCRIPT, "--nodes", 2, "--gpus-per-node", 1, "--config", "deepspeed_zero1"]
     refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "2 processes cannot host --virtual-ranks 3 under zero1" in refused
-    job = ["slurm", script, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
+    job = ["slurm", SCRIPT, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
     refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "sbatch refuses the job" in refused
 
 
-def test_a_job_can_examine_its_nodes_before_the_run(
-    slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path
-) -> None:
+def test_a_job_can_examine_its_nodes_before_the_run(slurm: Slurm, dataset: Dataset, tmp_path: Path) -> None:
     environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT)}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={tmp_path}/said.out"]
-    command += ["slurm/train.sbatch", "-m", "launch.cli", "doctor", str(script), "--data", str(dataset.folder)]
+    command += ["slurm/train.sbatch", "-m", "launch.cli", "doctor", str(SCRIPT), "--data", str(dataset.folder)]
     job = slurm.run(*command, "--output", str(tmp_path / "run"), environment=environment).strip()
     assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "said.out").read_text()
     assert (tmp_path / "said.out").read_text().count("2 processes, gloo") == 1

@@ -10,8 +10,9 @@ import pytest
 from pipeline.config import Distill
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset, read_dataset, verify_split
-from tests.conftest import ROOT, TINY
+from tests.running import ROOT, SCRIPT
 from tests.slurm.conftest import Slurm, wait_for
+from tests.tiny import TINY
 
 pytestmark = [pytest.mark.dist]
 
@@ -33,10 +34,10 @@ def test_tasks_of_an_array_build_one_data_set(slurm: Slurm, tmp_path: Path) -> N
     assert not [problem for index in dataset.splits.values() for problem in verify_split(index)]
 
 
-def test_tasks_of_an_array_fill_one_store(slurm: Slurm, dataset: Dataset, script: Path, tmp_path: Path) -> None:
+def test_tasks_of_an_array_fill_one_store(slurm: Slurm, dataset: Dataset, tmp_path: Path) -> None:
     weights, store = tmp_path / "teacher.safetensors", tmp_path / "store"
     write_random_weights(replace(TINY, distill=Distill(teacher="resnet20_cifar")), weights)
     teacher = ("--distill.teacher", "resnet20_cifar", "--distill.no-token", "--distill.weights", weights)
-    said = submit(slurm, tmp_path, "teach.sbatch", script, "--data", dataset.folder, *teacher, "--distill.store", store)
-    assert said.count("views answered") == 3, said
+    said = submit(slurm, tmp_path, "teach.sbatch", SCRIPT, "--data", dataset.folder, *teacher, "--distill.store", store)
+    assert said.count("outputs added") == 3, said
     assert len(list(store.rglob("*.bin"))) == 12  # 4 epochs of 3 virtual ranks, all whole

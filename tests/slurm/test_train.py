@@ -10,29 +10,11 @@ import psutil
 import pytest
 
 from shards.dataset import Dataset
-from tests.conftest import ROOT, metrics, summary, traces
+from tests.running import PROGRAMS, ROOT, metrics, summary, traces
 from tests.slurm.conftest import Slurm, wait_for
+from tests.tiny import STEPS
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
-
-STEPS = 20
-SLOW = """import os, time
-from dataclasses import replace
-from pipeline.events import Events
-from pipeline.run import main
-from tests.conftest import TINY
-
-after_step = Events.after_step
-
-def slow_after_step(self, *of_step):
-    time.sleep(float(os.environ["PAUSE"]))
-    return after_step(self, *of_step)
-
-Events.after_step = slow_after_step
-RECIPE = replace(TINY, virtual_ranks=2)
-if __name__ == "__main__":
-    main(RECIPE)
-"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +24,6 @@ class Job:
     slurm: Slurm
     number: str
     folder: Path
-    pattern: str
 
     @property
     def said(self) -> str:
@@ -70,14 +51,13 @@ def submit(slurm: Slurm, dataset: Dataset, tmp_path_factory: pytest.TempPathFact
 
     def submit(*options: str, pause: float = 0.5) -> Job:
         folder = tmp_path_factory.mktemp("job")
-        script, output = folder / "slow.py", folder / "run"
-        script.write_text(SLOW)
+        script, output = PROGRAMS / "slow.py", folder / "run"
         environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT), "PAUSE": str(pause)}
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={output}.out", *options]
         command += ["slurm/train.sbatch", str(script), "--data", str(dataset.folder)]
         number = slurm.run(*command, "--output", str(output), "--trace-samples", environment=environment).strip()
-        return Job(slurm, number, output, str(script))
+        return Job(slurm, number, output)
 
     return submit
 
@@ -113,7 +93,7 @@ def test_a_rank_that_is_killed_is_started_again_with_the_others(submit: Submit, 
     ranks = [
         process
         for process in psutil.process_iter(["cmdline", "environ"])
-        if job.pattern in (process.info["cmdline"] or ()) and (process.info["environ"] or {}).get("RANK") == "1"
+        if str(job.folder) in (process.info["cmdline"] or ()) and (process.info["environ"] or {}).get("RANK") == "1"
     ]
     ranks[0].kill()
     job.end()

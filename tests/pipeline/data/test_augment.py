@@ -6,6 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 from timm.data import auto_augment, random_erasing
 
+from pipeline.config import Augment
 from pipeline.data.augment import (
     AUTO_OPS,
     AUTO_POLICY,
@@ -19,7 +20,6 @@ from pipeline.data.augment import (
     three_augment,
     turned,
 )  # fmt: skip
-from pipeline.config import Augment
 from pipeline.randomness import Purpose, generator
 
 NOISE = np.random.Generator(np.random.Philox(key=1))

@@ -7,9 +7,10 @@ from timm.loss import SoftTargetCrossEntropy
 
 from pipeline.config import Mix
 from pipeline.data.mix import Mixing, draw_mixing, mix_images, mix_labels
-from pipeline.models import build_model, heads
+from pipeline.model.build import build_model
+from pipeline.model.student import heads
 from pipeline.objective import objective
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 DEIT = Mix(mixup_alpha=0.8, cutmix_alpha=1.0, smoothing=0.1)
 

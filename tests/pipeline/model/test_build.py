@@ -6,14 +6,15 @@ import timm
 import torch
 
 from pipeline.config import Model
+from pipeline.model.build import build_model, on_meta, parameter_count
 from pipeline.model.finetune import rate_scales
-from pipeline.models import Student, build_model, on_meta, parameter_count
-from pipeline.update.optimizer import build_optimizer
+from pipeline.model.student import Student
 from pipeline.randomness import view_keys
-from pipeline.session.rehearsal import measure
+from pipeline.session.rehearsal import forward_flops
+from pipeline.update.optimizer import build_optimizer
 from recipes import deit_base, deit_small, deit_tiny, vit_cifar10_small
 from shards.errors import BadRequest
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 KEYS = torch.from_numpy(view_keys(0, 0, np.arange(6), np.zeros(6, dtype=np.int64)))
 IMAGES = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -63,7 +64,7 @@ def test_a_convolutional_stem_takes_any_image_its_strides_divide() -> None:
 
 def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:
     # 4.6 G multiply-adds: DeiT issue tracker and timm's tables; one of them is two operations
-    assert measure(deit_small.RECIPE)[1] / 2e9 == pytest.approx(4.6, abs=0.05)
+    assert forward_flops(deit_small.RECIPE) / 2e9 == pytest.approx(4.6, abs=0.05)
 
 
 @pytest.mark.parametrize(

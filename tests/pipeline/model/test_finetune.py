@@ -11,12 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.checkpoint import load_newest
 from pipeline.config import Finetune, Model, Optim
-from pipeline.model.finetune import add_head_norm, parameters_by_part, freeze, frozen_modules, rate_scales
-from pipeline.models import Student, as_timm_names_them, build_model, build_student, on_meta
+from pipeline.model.build import build_model, build_student, on_meta
+from pipeline.model.finetune import add_head_norm, freeze, frozen_modules, parameters_by_part, rate_scales
+from pipeline.model.student import Student
+from pipeline.model.weights import as_timm_names_them
 from pipeline.update.optimizer import build_optimizer, update
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.conftest import HERE, TINY, metrics, summary, train_here
+from tests.running import metrics, summary, train_here
+from tests.tiny import HERE, TINY
 
 
 def trained(name: str, classes: int = 10, **settings: object) -> int:
@@ -142,6 +145,7 @@ def test_frozen_batch_norm_keeps_its_statistics(dataset: Dataset, tmp_path: Path
     assert end["bn1.num_batches_tracked"] == 0
 
 
+@pytest.mark.slow
 def test_gradual_trains_the_head_and_then_all_and_may_be_stopped_anywhere(dataset: Dataset, tmp_path: Path) -> None:
     recipe = replace(HERE, finetune=Finetune(strategy="gradual", head_epochs=1, head_lr=0.02), epochs=3)
     steps = 70 // 12
@@ -187,7 +191,7 @@ def test_a_normed_head_starts_as_the_head_it_replaces() -> None:
 def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Path) -> None:
     path = tmp_path / "seven.safetensors"
     save_file(build_model(TINY.model, 7, seed=0).state_dict(), path)
-    seven = replace(TINY, model=replace(TINY.model, checkpoint=str(path)))
+    seven = replace(TINY, model=replace(TINY.model, weights=str(path)))
     with pytest.raises(BadRequest, match=r"head.bias is \[7\], not \[4\]"):
         on_meta(seven)
     on_meta(replace(seven, model=replace(seven.model, new_head=True)))

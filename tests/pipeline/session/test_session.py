@@ -9,39 +9,38 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import timm
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import checkpoint
-from pipeline.checkpoint import CheckpointError
-from pipeline.session.rehearsal import measured_speed
-from pipeline.request import Request
-from pipeline.run import carry_out
-from pipeline.session.session import alone_in
+from pipeline.data.batch import TrainingBatches
+from pipeline.data.loader import StepSampler, load
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.folder import RunFolder
 from shards.dataset import Dataset
-from shards.errors import BadRequest, TrainingError
-from tests.conftest import HERE, TINY, metrics, run, start, summary, traces, train_here
+from shards.errors import BadRequest
+from tests.running import PROGRAMS, SCRIPT, metrics, run, start, summary, traces, train_here
+from tests.tiny import HERE, STEPS, TINY
 
-STEPS = 4 * (70 // 12)
 ROUNDING = 0.1 * TINY.optim.lr  # another order of additions, blown up by Adam, is far less than one step
 
 
 @pytest.fixture(scope="module")
-def unbroken(dataset: Dataset, script: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unbroken run on one process."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
-    run(script, "--data", dataset.folder, "--output", folder, "--trace-samples")
+    run(SCRIPT, "--data", dataset.folder, "--output", folder, "--trace-samples")
     return folder
 
 
 def test_a_run_leaves_what_the_design_promises(unbroken: Path) -> None:
     assert {path.name for path in unbroken.iterdir()} == {
         "recipe.json", "metrics.jsonl", "summary.json", "checkpoints", "model.safetensors", "model_ema.safetensors",
-        "config.json", "tensorboard", "trace", "learnt.png", ".lock",
+        "config.json", "tensorboard", "trace", "learnt.png", "sessions.jsonl", ".lock",
     }  # fmt: skip
     train = metrics(unbroken, "train")
     assert [line["step"] for line in train] == list(range(1, STEPS + 1))
@@ -83,45 +82,17 @@ def test_tensorboard_shows_curves_and_pictures(unbroken: Path) -> None:
     assert len(events.Scalars("train/loss")) == STEPS
 
 
-KILLED = """import os, signal, time
-from pathlib import Path
-from pipeline import checkpoint
-from pipeline.events import Events
-from pipeline.run import main
-from tests.conftest import TINY
-
-after_step, save_file = Events.after_step, checkpoint.save_file
-
-def dying_after_step(self, step, losses, agreed, norm):
-    if os.environ["KILL"] == "never, but slowly":
-        time.sleep(0.2)
-    if os.environ["KILL"] == f"step {step}":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return after_step(self, step, losses, agreed, norm)
-
-def dying_save(tensors, path):
-    save_file(tensors, path)
-    if os.environ["KILL"] == f"save {Path(path).parent.name[-12:-4]}":
-        os.truncate(path, 100)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Events.after_step, checkpoint.save_file = dying_after_step, dying_save
-if __name__ == "__main__":
-    main(TINY)
-"""
-
-
+@pytest.mark.dist
 def test_a_run_killed_at_several_steps_and_in_a_save_ends_with_the_same_weights(
     dataset: Dataset, unbroken: Path, tmp_path: Path
 ) -> None:
-    script, folder = tmp_path / "tiny.py", tmp_path / "run"
-    script.write_text(KILLED)
+    script, folder = PROGRAMS / "killed.py", tmp_path / "run"
     arguments = ("--data", dataset.folder, "--output", folder, "--trace-samples")
     for moment in ("step 1", "step 6", "save 00000008", "step 13"):
         process = start(script, *arguments, env={"KILL": moment})
         _, err = process.communicate(timeout=240)
         assert process.returncode == -signal.SIGKILL, err
-    run(script, *arguments, env={"KILL": "never"})
+    run(SCRIPT, *arguments)
     assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
     assert traces(folder) == traces(unbroken)
     assert [line["step"] for line in metrics(folder, "train")] == list(range(1, STEPS + 1))
@@ -135,12 +106,12 @@ def test_a_run_killed_at_several_steps_and_in_a_save_ends_with_the_same_weights(
 
 @pytest.mark.dist
 def test_two_processes_and_two_resumed_as_one_see_the_same_views_and_weights(
-    dataset: Dataset, unbroken: Path, script: Path, tmp_path: Path
+    dataset: Dataset, unbroken: Path, tmp_path: Path
 ) -> None:
     data = ("--data", dataset.folder, "--trace-samples")
-    run(script, *data, "--output", tmp_path / "two", processes=2)
-    run(script, *data, "--output", tmp_path / "mixed", "--max-steps", 7, processes=2)
-    run(script, *data, "--output", tmp_path / "mixed")
+    run(SCRIPT, *data, "--output", tmp_path / "two", processes=2)
+    run(SCRIPT, *data, "--output", tmp_path / "mixed", "--max-steps", 7, processes=2)
+    run(SCRIPT, *data, "--output", tmp_path / "mixed")
     one = load_file(unbroken / "model.safetensors")
     for folder in (tmp_path / "two", tmp_path / "mixed"):
         assert traces(folder) == traces(unbroken)
@@ -179,11 +150,10 @@ def test_loader_workers_do_not_change_a_bit(dataset: Dataset, unbroken: Path, tm
     assert summary(tmp_path)["weights_sha256"] == summary(unbroken)["weights_sha256"]
 
 
+@pytest.mark.dist
 def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
-    script = tmp_path / "tiny.py"
-    script.write_text(KILLED)
     arguments = ("--data", dataset.folder, "--output", tmp_path / "run", "--checkpoint.every-steps", 0)
-    process = start(script, *arguments, env={"KILL": "never, but slowly"})
+    process = start(PROGRAMS / "killed.py", *arguments, env={"KILL": "slowly"})
     deadline = time.monotonic() + 120
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run", "train"):
         assert time.monotonic() < deadline
@@ -197,12 +167,12 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, 
     (event,) = metrics(tmp_path / "run", "event")
     assert event["event"] == "stopped on request"
     assert (tmp_path / "run" / "checkpoints" / f"step-{event['step']:08d}").is_dir()
-    run(script, *arguments, env={"KILL": "never"})
+    run(SCRIPT, *arguments)
     assert summary(tmp_path / "run")["weights_sha256"] == summary(unbroken)["weights_sha256"]
 
 
 def test_a_folder_that_another_process_works_in_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(BadRequest, match="another process is working on this run"):
+    with RunFolder(tmp_path).lock(), pytest.raises(BadRequest, match="another process is working on this run"):
         train_here(dataset, tmp_path)
     assert not (tmp_path / "recipe.json").exists()
 
@@ -211,7 +181,7 @@ def test_another_recipe_is_refused_with_the_fields_that_differ(dataset: Dataset,
     train_here(dataset, tmp_path, max_steps=2)
     with pytest.raises(BadRequest) as caught:
         train_here(dataset, tmp_path, replace(HERE, seed=1, optim=replace(HERE.optim, lr=0.5)))
-    found = "\n".join(caught.value.problems)
+    found = str(caught.value)
     assert "optim.lr = 0.001, the request says 0.5" in found
     assert "seed = 0, the request says 1" in found
     with pytest.raises(BadRequest, match="holds a run already"):
@@ -293,26 +263,21 @@ def test_a_finished_run_is_left_as_it_is(
         assert (folder / name).read_bytes() == (unbroken / name).read_bytes()
 
 
-def test_a_wrong_request_ends_with_exit_code_2_and_no_traceback(script: Path, tmp_path: Path) -> None:
-    result = run(script, "--data", tmp_path / "none", "--batc", 3, "--output", tmp_path / "run", code=2)
+@pytest.mark.dist
+def test_a_wrong_request_ends_with_exit_code_2_and_no_traceback(tmp_path: Path) -> None:
+    result = run(SCRIPT, "--data", tmp_path / "none", "--batc", 3, "--output", tmp_path / "run", code=2)
     assert "Traceback" not in result.stderr
     assert result.stderr.count("\n  - ") == 2
     assert "did you mean --batch?" in result.stderr
 
 
+@pytest.mark.dist
 def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
-    import psutil
-
-    from pipeline.batch import Places, TrainingBatches, load
-
     # 160 epochs of 5 steps; a worker that kept its epochs' orders or images would grow
     recipe = replace(TINY, epochs=160)
     others = set(psutil.Process().children())
-    batches = iter(
-        load(
-            TrainingBatches(recipe, dataset.splits["train"]), Places(range(800), range(3)), workers=1, pin_memory=False
-        )
-    )
+    sampler = StepSampler(range(800), range(3))
+    batches = iter(load(TrainingBatches(recipe, dataset.splits["train"]), sampler, workers=1, pin_memory=False))
     (worker,) = set(psutil.Process().children()) - others
     sizes = []
     for number, _ in enumerate(batches):
@@ -320,21 +285,3 @@ def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
             sizes.append((worker.memory_info().rss, psutil.Process().memory_info().rss))
     grown = [last - first for first, last in zip(sizes[1], sizes[-1], strict=True)]
     assert max(grown) < 8e6
-
-
-def test_the_rehearsal_takes_true_steps_and_keeps_the_speed_alone(
-    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for data in (str(dataset.folder), ""):
-        AcceleratorState._reset_state(reset_partial_state=True)
-        assert carry_out(Request(recipe=HERE, data=data, dry_run=True)) == 0
-        shown = capsys.readouterr().out
-        for words in ("GFLOPs", "images/s", "data wait", "peak memory", "20 steps: 4 epochs of 5 steps", "hours"):
-            assert words in shown
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs/tiny/rehearsal.json"]
-    speed, where = measured_speed(Request(recipe=HERE))
-    assert speed > 0
-    assert "CPU cores" in where
-    assert measured_speed(Request(recipe=replace(HERE, precision="bf16"))) == (0.0, "")  # of another computation
-    assert measured_speed(Request(recipe=HERE, output="elsewhere")) == (0.0, "")

@@ -6,33 +6,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from torch import Tensor
 
-from pipeline import checkpoint, train
-from pipeline.config import Spike, problems
-from pipeline.request import Request
-from pipeline.run import carry_out
+from pipeline import checkpoint
+from pipeline.config import Spike
+from pipeline.data.batch import Batch
+from pipeline.errors import TrainingError
+from pipeline.rules import recipe_problems
+from pipeline.session.events import Events
+from pipeline.session.session import Parts
 from pipeline.session.spike import WINDOW, Watch
 from shards.dataset import Dataset
-from shards.errors import TrainingError
-from tests.conftest import HERE, metrics, run_launched, summary, traces, train_here
-from tests.pipeline.test_engines import become
+from tests.running import PROGRAMS, metrics, run_launched, summary, traces, train_here
+from tests.tiny import HERE, STEPS
 
-STEPS = 20
 SKIPPING = replace(HERE, spike=Spike(policy="skip"))
 ROLLING = replace(HERE, spike=Spike(policy="rollback"), checkpoint=replace(HERE.checkpoint, every_steps=4, keep=1))
 
-as_seen = train.as_seen
 
+def poisoned(*steps: int) -> Parts:
+    """Return parts that give the model NaN for images at some steps, of virtual rank 1."""
 
-def poisoned(*steps: int) -> Any:
-    """Return what gives the model NaN for images at some steps, of virtual rank 1."""
+    class Poisoned(Events):
+        def after_batch(self, batch: Batch, images: Tensor) -> None:
+            super().after_batch(batch, images)
+            if batch.step in steps and batch.virtual_rank == 1:
+                images.fill_(float("nan"))
 
-    def poisoning(batch: Any, *others: Any) -> torch.Tensor:
-        images = as_seen(batch, *others)
-        return images * torch.nan if batch.step in steps and batch.virtual_rank == 1 else images
-
-    return poisoning
+    return Parts(events=Poisoned)
 
 
 def trained(folder: Path) -> list[int]:
@@ -46,45 +47,39 @@ def without(*steps: int) -> list[int]:
     return [step for step in range(STEPS) if step not in steps]
 
 
-@pytest.mark.parametrize(("recipe", "left_out"), [(SKIPPING, (9,)), (ROLLING, (8, 9))], ids=["skip", "rollback"])
-def test_a_spike_is_left_out_named_and_met_again_after_a_stop(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Any, left_out: tuple[int, ...]
+@pytest.mark.parametrize(("recipe", "skipped"), [(SKIPPING, (9,)), (ROLLING, (8, 9))], ids=["skip", "rollback"])
+def test_a_spike_is_skipped_named_and_met_again_after_a_stop(
+    dataset: Dataset, tmp_path: Path, recipe: Any, skipped: tuple[int, ...]
 ) -> None:
-    monkeypatch.setattr(train, "as_seen", poisoned(9))
+    parts = poisoned(9)
     unbroken, stopped = tmp_path / "unbroken", tmp_path / "stopped"
-    assert train_here(dataset, unbroken, recipe, trace_samples=True) == 0
-    assert trained(unbroken) == without(*left_out)
-    assert [line["step"] - 1 for line in metrics(unbroken, "train")] == without(*left_out)
+    assert train_here(dataset, unbroken, recipe, parts, trace_samples=True) == 0
+    assert trained(unbroken) == without(*skipped)
+    assert [line["step"] - 1 for line in metrics(unbroken, "train")] == without(*skipped)
     (event,) = metrics(unbroken, "event")
     assert event["event"] == "step 9: the loss is not finite"
-    assert event["left_out"] == [left_out[0], left_out[-1]]
+    assert event["skipped_steps"] == [skipped[0], skipped[-1]]
     assert list(event["samples"]) == ["1"]
-    assert summary(unbroken)["views_seen"] == (STEPS - len(left_out)) * 12
+    assert summary(unbroken)["views_seen"] == (STEPS - len(skipped)) * 12
     newest = checkpoint.checkpoints(unbroken / "checkpoints")[0]
-    assert json.loads((newest / "state.json").read_text())["left_out"] == [[left_out[0], left_out[-1]]]
+    assert json.loads((newest / "state.json").read_text())["skipped_steps"] == [[skipped[0], skipped[-1]]]
     # stopped one step before, where a checkpoint is that a rollback must not take, and once more after it
     for step in (9, 11, STEPS):
-        train_here(dataset, stopped, recipe, max_steps=step, trace_samples=True)
+        train_here(dataset, stopped, recipe, parts, max_steps=step, trace_samples=True)
     assert summary(stopped)["weights_sha256"] == summary(unbroken)["weights_sha256"]
     assert traces(stopped) == traces(unbroken)
     assert metrics(stopped, "event") == [event]
 
 
-def test_a_spike_at_the_first_and_the_last_step_is_left_out(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "as_seen", poisoned(0, STEPS - 1))
-    train_here(dataset, tmp_path, SKIPPING, trace_samples=True)
+def test_a_spike_at_the_first_and_the_last_step_is_skipped(dataset: Dataset, tmp_path: Path) -> None:
+    train_here(dataset, tmp_path, SKIPPING, poisoned(0, STEPS - 1), trace_samples=True)
     assert trained(tmp_path) == without(0, STEPS - 1)
     assert summary(tmp_path)["steps"] == STEPS
 
 
-def test_after_as_many_spikes_as_are_allowed_the_run_stops(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "as_seen", poisoned(3, 5, 6, 8))
-    with pytest.raises(TrainingError, match=r"step 8: the loss is not finite.*3 spikes were left out before"):
-        train_here(dataset, tmp_path, SKIPPING)
+def test_after_as_many_spikes_as_are_allowed_the_run_stops(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 8: the loss is not finite.*3 spikes were skipped before"):
+        train_here(dataset, tmp_path, SKIPPING, poisoned(3, 5, 6, 8))
     assert not (tmp_path / "summary.json").exists()
 
 
@@ -94,32 +89,15 @@ def test_the_checkpoint_that_a_rollback_needs_is_kept(dataset: Dataset, tmp_path
     assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [7, 4]
 
 
-SCRIPT = """import sys
-from tests.pipeline.test_spike import train_with_spikes
-train_with_spikes(*sys.argv[1:])
-"""
-
-
-def train_with_spikes(folder: str, data: str) -> None:
-    """Train under engines whose processes share weights, gradients and moments; started in a group of processes."""
-    train.as_seen = poisoned(9)
-    for engine in ("ddp", "fsdp2", "zero1", "zero3"):
-        become(engine)
-        recipe = replace(ROLLING, batch=16, virtual_ranks=4, epochs=3)
-        assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
-
-
 @pytest.mark.dist
-def test_every_engine_leaves_the_same_steps_out(dataset: Dataset, tmp_path: Path) -> None:
-    script = tmp_path / "spikes.py"
-    script.write_text(SCRIPT)
-    run_launched("cpu", script, tmp_path, dataset.folder, processes=2)
+def test_every_engine_skips_the_same_steps(dataset: Dataset, tmp_path: Path) -> None:
+    run_launched("cpu", PROGRAMS / "engines.py", "spikes", tmp_path, dataset.folder, processes=2)
     one = metrics(tmp_path / "ddp", "train")
     assert [line["step"] - 1 for line in one] == [*range(8), 10, 11]
     for engine in ("fsdp2", "zero1", "zero3"):
         other = metrics(tmp_path / engine, "train")
         assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-4)
-        assert metrics(tmp_path / engine, "event")[0]["left_out"] == [8, 9]
+        assert metrics(tmp_path / engine, "event")[0]["skipped_steps"] == [8, 9]
 
 
 def test_a_leap_is_told_by_the_median_of_the_losses_before() -> None:
@@ -136,7 +114,6 @@ def test_a_leap_is_told_by_the_median_of_the_losses_before() -> None:
 
 def test_a_rollback_without_checkpoints_by_steps_is_refused() -> None:
     recipe = replace(ROLLING, checkpoint=replace(HERE.checkpoint, every_steps=0))
-    assert any("--spike.policy rollback" in problem for problem in problems(recipe, None, 1))
-    assert any(
-        "every loss would leap" in problem for problem in problems(replace(HERE, spike=Spike(factor=0.5)), None, 1)
-    )
+    assert [problem.field for problem in recipe_problems(recipe)] == ["spike.policy"]
+    (problem,) = recipe_problems(replace(HERE, spike=Spike(factor=0.5)))
+    assert "every loss would leap" in problem.sentence

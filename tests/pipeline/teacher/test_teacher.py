@@ -12,13 +12,16 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.model.batch_norm import BatchNorms
 from pipeline.config import Distill, Model, Recipe
-from pipeline.models import Student, build_model, build_student, fuse, heads, load_weights
+from pipeline.model.batch_norm import BatchNorms
+from pipeline.model.build import build_model, build_student
+from pipeline.model.student import Student, fuse, heads
+from pipeline.model.weights import load_weights
 from pipeline.objective import agreement, objective
-from pipeline.teacher.teacher import Input, Teacher, build_teacher, check_teacher, keep, recall
+from pipeline.teacher.outputs import from_records, to_records
+from pipeline.teacher.teacher import Input, Teacher, build_teacher, check_teacher
 from shards.errors import BadRequest
-from tests.conftest import TINY
+from tests.tiny import TINY
 
 RNG = np.random.default_rng(0)
 LABEL_LOGITS, TAUGHT_LOGITS, TEACHER = (RNG.normal(size=(6, 7)) * 3 for _ in range(3))
@@ -67,7 +70,7 @@ def test_the_soft_loss_of_the_official_code_is_summed_and_divided_by_batch_and_c
     assert float(ours) == pytest.approx(base * (1 - alpha) + code * alpha, abs=1e-6)
 
 
-def test_without_answers_the_loss_is_that_of_the_targets() -> None:
+def test_without_outputs_the_loss_is_that_of_the_targets() -> None:
     ours = objective(TWO[:1], torch.from_numpy(TARGETS), None, TINY)
     np.testing.assert_allclose(ours, -(TARGETS * np.log(softmax(LABEL_LOGITS))).sum(1), atol=1e-6)
 
@@ -94,20 +97,20 @@ def test_fusion_is_the_papers_or_the_codes() -> None:
     assert torch.equal(fuse(TWO[:1], "paper"), TWO[0])
 
 
-def test_hard_answers_come_back_as_they_are() -> None:
+def test_hard_outputs_come_back_as_they_are() -> None:
     logits = torch.randn(50, 40_000)
     hard = Distill(loss="hard")
-    records = keep(logits, hard).numpy().astype("uint16")
+    records = to_records(logits, hard).numpy().astype("uint16")
     assert (records > 0).all()
-    assert torch.equal(recall(torch.from_numpy(records.astype("int64")), 40_000, hard), logits.argmax(1))
+    assert torch.equal(from_records(torch.from_numpy(records.astype("int64")), 40_000, hard), logits.argmax(1))
 
 
 @pytest.mark.parametrize("top", [1, 3, 7])
-def test_soft_answers_keep_the_top_and_spread_the_rest(top: int) -> None:
+def test_soft_outputs_keep_the_top_and_spread_the_rest(top: int) -> None:
     soft = Distill(loss="soft", top=top)
-    records = keep(torch.from_numpy(TEACHER), soft).numpy().astype("uint16")
+    records = to_records(torch.from_numpy(TEACHER), soft).numpy().astype("uint16")
     assert records.shape == (6, 2 * top)  # 4 bytes a kept class
-    back = recall(torch.from_numpy(records.astype("int64")), 7, soft).exp().numpy()
+    back = from_records(torch.from_numpy(records.astype("int64")), 7, soft).exp().numpy()
     expected = softmax(TEACHER)
     order = np.argsort(-expected, 1)
     for row, exact, ranks in zip(back, expected, order, strict=True):
@@ -136,7 +139,7 @@ def test_the_teacher_sees_the_same_pixels_at_its_own_size_and_normalisation() ->
 
 def test_the_teacher_is_frozen_and_stays_in_evaluation_mode(tmp_path: Path) -> None:
     save_file(timm.create_model("resnet20_cifar", num_classes=4).state_dict(), tmp_path / "t.safetensors")
-    recipe = replace(TINY, distill=Distill(teacher="resnet20_cifar", checkpoint=str(tmp_path / "t.safetensors")))
+    recipe = replace(TINY, distill=Distill(teacher="resnet20_cifar", weights=str(tmp_path / "t.safetensors")))
     teacher = build_teacher(recipe).train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
@@ -157,7 +160,7 @@ def test_weights_are_taken_out_of_wrappers_and_never_unpickled(tmp_path: Path) -
     source, net = (timm.create_model("resnet20_cifar") for _ in range(2))
     wrapped = {"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}, "best_prec1": 9}
     torch.save(wrapped, tmp_path / "weights.th")
-    load_weights(net, str(tmp_path / "weights.th"), "--distill.weights")
+    load_weights(net, str(tmp_path / "weights.th"), "distill.weights")
     assert all(torch.equal(value, source.state_dict()[name]) for name, value in net.state_dict().items())
 
     class Evil:
@@ -168,14 +171,14 @@ def test_weights_are_taken_out_of_wrappers_and_never_unpickled(tmp_path: Path) -
     torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
     for name in ("evil.th", "evil.pth"):
         with pytest.raises(BadRequest, match="not a file of weights alone"):
-            load_weights(net, str(tmp_path / name), "--distill.weights")
+            load_weights(net, str(tmp_path / name), "distill.weights")
     assert not (tmp_path / "owned").exists()
 
 
 def test_position_embeddings_are_resized_for_another_size_of_image(tmp_path: Path) -> None:
     small = replace(TINY.model, name="deit_tiny_distilled_patch16_224")
     save_file(build_model(small, 4, seed=0).state_dict(), tmp_path / "small.safetensors")
-    large = build_model(replace(small, img_size=32, checkpoint=str(tmp_path / "small.safetensors")), 4, seed=1)
+    large = build_model(replace(small, img_size=32, weights=str(tmp_path / "small.safetensors")), 4, seed=1)
     assert large.pos_embed.shape == (1, 16 + 2, 32)  # class and distillation token keep theirs
     assert torch.equal(large.pos_embed[:, :2], build_model(small, 4, seed=0).pos_embed[:, :2])
 
@@ -220,7 +223,7 @@ def test_a_torchvision_teacher_takes_what_its_weights_take(tmp_path: Path) -> No
     from torchvision.models import shufflenet_v2_x0_5
 
     torch.save(shufflenet_v2_x0_5(num_classes=4).state_dict(), tmp_path / "net.pth")
-    recipe = replace(TINY, distill=Distill(teacher="torchvision:shufflenet_v2_x0_5", checkpoint=f"{tmp_path}/net.pth"))
+    recipe = replace(TINY, distill=Distill(teacher="torchvision:shufflenet_v2_x0_5", weights=f"{tmp_path}/net.pth"))
     check_teacher(recipe)
     teacher = build_teacher(recipe)
     assert (teacher.size, teacher.same_colours) == (224, True)

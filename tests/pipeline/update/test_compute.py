@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Compute, Model, problems
-from pipeline.request import Request
-from pipeline.run import carry_out
+from pipeline.config import Compute, Model
+from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.conftest import HERE, metrics, run_launched, train_here
-from tests.pipeline.test_engines import RECIPE, become
+from tests.running import PROGRAMS, metrics, run_launched, train_here
+from tests.tiny import ENGINES, HERE
 
 CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf"))
 SETTINGS = {
@@ -33,6 +32,7 @@ def usual(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # in torch._dynamo
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_gives_the_same_losses(dataset: Dataset, usual: Path, tmp_path: Path, name: str) -> None:
@@ -41,35 +41,20 @@ def test_every_setting_gives_the_same_losses(dataset: Dataset, usual: Path, tmp_
     assert losses(tmp_path) == pytest.approx(losses(usual), rel=1e-4)
 
 
-COMPILING = ("ddp", "fsdp2", "zero2")
-SCRIPT = """import sys
-from tests.pipeline.test_compute import train_compiled
-train_compiled(*sys.argv[1:])
-"""
-
-
-def train_compiled(folder: str, data: str) -> None:
-    """Train compiled and checkpointed under the engines, started in a group of processes."""
-    for engine in COMPILING:
-        become(engine)
-        faster = Compute(compile=True, activation_checkpointing=True)
-        recipe = replace(RECIPE, epochs=1, compute=faster)
-        assert carry_out(Request(recipe=recipe, data=data, output=f"{folder}/{engine}")) == 0
+COMPILING = ("ddp", "fsdp2", "zero2")  # `tests/programs/engines.py`
 
 
 @pytest.mark.dist
 def test_every_engine_compiles_and_checkpoints(dataset: Dataset, tmp_path: Path) -> None:
-    script = tmp_path / "compiled.py"
-    script.write_text(SCRIPT)
-    run_launched("cpu", script, tmp_path, dataset.folder, processes=2)
-    train_here(dataset, tmp_path / "usual", replace(RECIPE, epochs=1))
+    run_launched("cpu", PROGRAMS / "engines.py", "compiled", tmp_path, dataset.folder, processes=2)
+    train_here(dataset, tmp_path / "usual", replace(ENGINES, epochs=1))
     for engine in COMPILING:
         assert losses(tmp_path / engine) == pytest.approx(losses(tmp_path / "usual"), rel=1e-4)
 
 
 def test_a_step_in_pieces_is_not_compiled() -> None:
     recipe = replace(HERE, compute=Compute(compile=True))
-    assert any("--compute.compile" in problem for problem in problems(recipe, None, 3, "zero3"))
+    assert [problem.field for problem in hosting_problems(recipe, 3, "zero3")] == ["compute.compile"]
 
 
 def test_activation_checkpointing_of_what_has_no_blocks_is_refused(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""The dry run: a rehearsal on this machine, of which the speed alone is kept."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from accelerate.state import AcceleratorState
+
+from pipeline.config import Finetune, Recipe
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL, Job, resolve
+from pipeline.request import Request
+from pipeline.run import carry_out
+from pipeline.session.rehearsal import measured_speed
+from shards.dataset import Dataset
+from tests.tiny import HERE
+
+pytestmark = pytest.mark.slow
+
+
+def job_of(recipe: Recipe, output: str = "") -> Job:
+    return resolve(Request(recipe=recipe, output=output), REHEARSAL, Hosting())
+
+
+def test_the_rehearsal_takes_true_steps_and_keeps_the_speed_alone(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for data in (str(dataset.folder), ""):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert carry_out(Request(recipe=HERE, data=data, dry_run=True)) == 0
+        shown = capsys.readouterr().out
+        for words in ("GFLOPs", "images/s", "data wait", "peak memory", "20 steps: 4 epochs of 5 steps", "hours"):
+            assert words in shown
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs/tiny/rehearsal.json"]
+    speed, where = measured_speed(job_of(HERE))
+    assert speed > 0
+    assert "CPU cores" in where
+    assert measured_speed(job_of(replace(HERE, precision="bf16"))) == (0.0, "")  # of another computation
+    assert measured_speed(job_of(HERE, "elsewhere")) == (0.0, "")
+
+
+def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = replace(HERE, finetune=Finetune(strategy="gradual", head_epochs=1))
+    assert carry_out(Request(recipe=recipe, output=str(tmp_path), dry_run=True)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    job = job_of(recipe)
+    assert "the head alone for 5 steps, then" in shown
+    assert f"blocks {job.parameters['blocks'][0]:,} of" in shown
