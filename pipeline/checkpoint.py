@@ -2,7 +2,7 @@
 
 A checkpoint is a folder `step-NNNNNNNN` of safetensors files, by parameter name, and `state.json` with the step,
 the recipe, the fingerprints of data, views and weights, and a hash of every file. It is written under another name and
-renamed. There is no random state and no loader state in it: the step says all (`pipeline/randomness.py`, `data/order.py`).
+renamed. It holds no random state and no loader state: the step says all (`pipeline/randomness.py`, `data/order.py`).
 """
 
 import json

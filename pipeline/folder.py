@@ -66,7 +66,7 @@ class RunFolder:
         return {line["key"] for line in read_json_lines(self.quarantine) if line["split"] == split}
 
     def rewind(self, step: int) -> None:
-        """Cut off what metrics and traces hold beyond `step` finished steps, and a line that a kill left half written."""
+        """Cut off what metrics and traces hold beyond `step` finished steps, and what a kill left half written."""
         _keep_lines(self.metrics, lambda line: line["step"] <= step)
         _keep_lines(self.quarantine, lambda _: True)
         for path in self.traces.glob("rank-*.jsonl"):

@@ -64,7 +64,7 @@ def _without_meaning(field: Field, values: dict[str, object]) -> Iterator[Proble
         other = values[condition.field]
         if condition.values and other not in condition.values:
             allowed = " or ".join(str(choice) for choice in condition.values)
-            back = f"leave it at {default}" if default is not None else "leave it out"
+            back = f"take {written(field.name, default)}" if default is not None else "leave it out"
             yield Problem(
                 field.name,
                 f"{written(field.name, value)} is for --{flag(condition.field)} {allowed}, not {other}: {back}.",

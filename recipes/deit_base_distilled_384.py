@@ -3,7 +3,7 @@
 The official code refuses to fine-tune with a teacher.  Numbers: the fine-tuning command of deit/README_deit.md.
 Expect 84.5 % top-1 (Table 3, from 300 epochs at 224 px).  Not run here: no ImageNet, no GPU.
 Run:   accelerate launch recipes/deit_base_distilled_384.py --data DIR --output OUT
-       --model.weights RUN/model.safetensors starts from weights of yours, their position embeddings resized
+       from weights of yours, their position embeddings resized: --model.weights RUN/model.safetensors
 """
 
 from dataclasses import replace

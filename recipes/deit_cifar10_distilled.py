@@ -1,8 +1,8 @@
 """CIFAR-10 at 32 px: deit_cifar10 distilled from a CNN, whose answers are kept where you name a store.
 
 100 epochs: not run yet; docs/reproduction.md has smaller students of this kind.
-Run:   accelerate launch recipes/deit_cifar10_distilled.py --data DIR --output OUT --distill.weights TEACHER
-       TEACHER: resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10, or weights of teacher_cifar10
+Run:   accelerate launch recipes/deit_cifar10_distilled.py --data DIR --output OUT --distill.weights FILE
+       FILE is resnet56-4bfd9763.th of github.com/akamaster/pytorch_resnet_cifar10, or weights of teacher_cifar10
 """
 
 from dataclasses import replace

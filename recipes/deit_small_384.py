@@ -2,7 +2,7 @@
 
 The paper has no number for DeiT-S at 384 px (B: 83.1 %, see deit_base_384).  Not run here: no ImageNet, no GPU.
 Run:   accelerate launch recipes/deit_small_384.py --data DIR --output OUT
-       --model.weights RUN/model.safetensors starts from weights of yours, their position embeddings resized
+       from weights of yours, their position embeddings resized: --model.weights RUN/model.safetensors
 """
 
 from dataclasses import replace

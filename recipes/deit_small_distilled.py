@@ -2,7 +2,7 @@
 
 Expect 81.2 % top-1 (Table 3; 81.164 % for the released weights).  Not run here: no ImageNet, no GPU.
 Run:   accelerate launch recipes/deit_small_distilled.py --data DIR --output OUT
-       --distill.store STORE keeps the teacher's answers (2 bytes a view), and later students do without the teacher
+       the teacher's outputs kept (2 bytes a view), so that later students do without it: --distill.store STORE
 """
 
 from dataclasses import replace

@@ -4,7 +4,7 @@ A tutorial's set-up, which reports 95.96 % for all 5,526,346 parameters, 74.93 %
 the head (1,930), and gives no rates, batch or augmentation: those here are ours.  Not run here: the weights cannot be
 fetched on the machines we test on.
 Run:   accelerate launch recipes/partial_k_cifar10.py --data DIR --output OUT
-       --finetune.strategy full, linear, partial-2, partial-1/2, ...
+       another of full, linear, partial-2, partial-1/2, ...: --finetune.strategy partial-1/2
 """
 
 from pipeline.config import Augment, Data, Ema, Eval, Finetune, Model, Optim, Recipe

@@ -2,7 +2,7 @@
 
 Expect 93.0 % top-1 in the paper (6.97 % error), on the original images.  Not run to its end here.
 Run:   accelerate launch recipes/teacher_cifar10.py --data DIR --output OUT
-       then distil with --distill.teacher local-dir:OUT
+       accelerate launch recipes/deit_cifar10_distilled.py --data DIR --output RUN --distill.teacher local-dir:OUT
 """
 
 from pipeline.config import Augment, Data, Ema, Eval, Model, Optim, Recipe

@@ -3,7 +3,7 @@
 The paper gives no optimizer for it; this is DeiT's, stochastic depth included.
 Expect 82.9 % top-1 (Table 2).  Not run here: no ImageNet, no GPU.  Its weights are timm's regnety_160.deit_in1k.
 Run:   accelerate launch recipes/teacher_regnety16gf.py --data DIR --output OUT
-       then distil with --distill.teacher local-dir:OUT
+       accelerate launch recipes/deit_small_distilled.py --data DIR --output RUN --distill.teacher local-dir:OUT
 """
 
 from dataclasses import replace

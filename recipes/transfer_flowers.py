@@ -5,8 +5,8 @@ as training data; batch, schedule and image size are not given and ours.  Not ru
 the machines we test on.
 Run:   vitrail shards build torchvision:Flowers102 DIR
        accelerate launch recipes/transfer_flowers.py --data DIR --output OUT
-       --model.name resnet152.tv2_in1k
-       --model.name vgg16_bn --finetune.rates linear --finetune.decay 1e-3
+       the guide's other models: --model.name resnet152.tv2_in1k
+       with a rate for each layer: --model.name vgg16_bn --finetune.rates linear --finetune.decay 1e-3
 """
 
 from pipeline.config import Augment, Data, Ema, Eval, Finetune, Model, Optim, Recipe

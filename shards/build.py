@@ -7,9 +7,7 @@ goes on with the shards that are missing.
 
 import hashlib
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +17,7 @@ from shards.dataset import HEAD, Dataset, describe, read_dataset, write_dataset
 from shards.errors import SourceError
 from shards.files import atomic_write, write_json
 from shards.index import index_tar, write_index
+from shards.parallel import mapping
 from shards.progress import progress
 from shards.sources import Source, open_source
 
@@ -65,14 +64,14 @@ def build(
         for number, first in enumerate(range(0, len(items), samples_per_shard)):
             chosen = tuple(items[first : first + samples_per_shard])
             jobs.append(Job(spec, origin, chosen, out / split / f"{number:06d}.tar"))
-    context, source_of = get_context("spawn"), (spec, classes)
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=start, initargs=source_of) as pool:
+    with mapping(processes, start, (spec, classes)) as spread:
         mine = jobs[part::parts]
-        for _ in progress(pool.map(write_shard, mine), len(mine), "writing"):
+        for _ in progress(spread(write_shard, mine), len(mine), "writing"):
             pass
         if not all(job.tar.exists() for job in jobs):
             return None
-        rows = dict(zip((job.tar for job in jobs), pool.map(index_tar, (job.tar for job in jobs)), strict=True))
+        tars = [job.tar for job in jobs]
+        rows = dict(zip(tars, spread(index_tar, tars), strict=True))
     indexes = {}
     for split in splits:
         shards = [(describe(job.tar, rows[job.tar]), rows[job.tar]) for job in jobs if job.tar.parent.name == split]

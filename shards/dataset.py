@@ -1,15 +1,14 @@
 """A data set: a folder of splits with their indexes, and `dataset.json`, which names classes and splits."""
 
 import json
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 from shards.errors import SampleError, ShardError
 from shards.files import write_json
 from shards.index import Index, Rows, Shard, index_tar, read_index, write_index
+from shards.parallel import mapping
 from shards.progress import progress
 from shards.reader import Reader
 
@@ -81,8 +80,8 @@ def index_dataset(folder: Path, processes: int) -> Dataset:
         where = "tars must lie in folders named for their split" if any(folder.glob("*.tar")) else "no tars here"
         raise ShardError(f"{folder}: {where}, for instance {folder}/train/000000.tar.")
     tars = [tar for split in split_folders for tar in sorted(split.glob("*.tar"))]
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        rows = dict(zip(tars, progress(pool.map(index_tar, tars), len(tars), "indexing"), strict=True))
+    with mapping(processes) as spread:
+        rows = dict(zip(tars, progress(spread(index_tar, tars), len(tars), "indexing"), strict=True))
     splits = {}
     for split in split_folders:
         parts = [(describe(tar, rows[tar]), rows[tar]) for tar in tars if tar.parent == split]

@@ -1,11 +1,10 @@
 """`learnt.png` of a run: held-out images with what the model says of them, and its accuracy as it trained."""
 
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from torch import nn
 
 from pipeline.data.batch import EvaluationBatches
@@ -15,12 +14,15 @@ from pipeline.model.student import fuse, heads
 
 COLUMNS: Final = 10
 ROWS: Final = 4
+NAME: Final = 10  # letters of a class's name
 
 
 def draw_learnt(
     folder: RunFolder, net: nn.Module, batches: EvaluationBatches, classes: tuple[str, ...], device: torch.device
-) -> Path:
+) -> str:
     """Write the picture and return its path; images of the first parts of the split, wrong answers in red."""
+    from matplotlib.figure import Figure  # a run imports it at its end
+
     recipe = batches.recipe
     shown = [batches[part] for part in range(-(-COLUMNS * ROWS // recipe.eval.batch)) if part < len(batches)]
     images = torch.cat([part.images for part in shown])[: COLUMNS * ROWS]
@@ -30,25 +32,38 @@ def draw_learnt(
         logits = heads(net, normalize(images, recipe.model, device)).float()
         probabilities = fuse(logits, recipe.distill.fusion).softmax(1).cpu()
     figure = Figure(figsize=(COLUMNS, 1.3 * ROWS + 3), layout="constrained")
-    grid = figure.add_gridspec(2, 1, height_ratios=(1.3 * ROWS, 3))
-    upper, lower = (figure.add_subfigure(grid[row, 0]) for row in range(2))
-    axes = upper.subplots(ROWS, COLUMNS).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, image, label, row in zip(axes, images.numpy(), labels, probabilities, strict=False):
+    upper, lower = figure.subplots(2, 1, height_ratios=(1.3 * ROWS, 3))
+    # one picture of all images: an axis of its own for each would take seconds
+    size = recipe.model.img_size
+    step_x, step_y = size * 1.08, size * 1.3
+    upper.set_axis_off()
+    upper.set(xlim=(0, step_x * COLUMNS), ylim=(step_y * ROWS, -0.3 * size), aspect="equal")
+    upper.imshow(mosaic(images.numpy(), step_x, step_y), extent=(0, step_x * COLUMNS, step_y * ROWS, 0))
+    for slot, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
         answer = int(row.argmax())
-        axis.imshow(image)
-        colour, truth = ("black", "") if answer == label else ("red", f", is {classes[label][:10]}")
-        axis.set_title(f"{classes[answer][:10]} {row[answer]:.0%}{truth}", fontsize=7, color=colour)
-    upper.suptitle(f"{recipe.name}: answers on held-out images (red: wrong)", fontsize=10)
-    axis = lower.subplots()
+        colour, truth = ("black", "") if answer == label else ("red", f"\nis {classes[label][:NAME]}")
+        text = f"{classes[answer][:NAME]} {row[answer]:.0%}{truth}"
+        left, top = slot % COLUMNS * step_x, slot // COLUMNS * step_y
+        # the names of people's classes are no formulas
+        upper.text(left, top - 0.04 * size, text, fontsize=7, color=colour, parse_math=False)
+    upper.set_title(f"{recipe.name}: answers on held-out images (red: wrong)", fontsize=10, parse_math=False)
     for weights, points in accuracy(folder).items():
-        axis.plot(*zip(*points, strict=True), marker=".", label=weights)
-    axis.set(xlabel="epoch", ylabel="top-1 on held-out images", ylim=(0, 1))
-    axis.grid(alpha=0.3)
-    axis.legend()
+        lower.plot(*zip(*points, strict=True), marker=".", label=weights)
+    lower.set(xlabel="epoch", ylabel="top-1 on held-out images", ylim=(0, 1))
+    lower.grid(alpha=0.3)
+    lower.legend()
     figure.savefig(folder.picture, dpi=110)
-    return folder.picture
+    return str(folder.picture)
+
+
+def mosaic(images: NDArray[np.uint8], step_x: float, step_y: float) -> NDArray[np.uint8]:
+    """Return images [B, S, S, 3] side by side on white, a row after the other, each from the upper left of its cell."""
+    size = images.shape[1]
+    canvas = np.full((round(step_y * ROWS), round(step_x * COLUMNS), 3), 255, np.uint8)
+    for slot, image in enumerate(images):
+        top, left = round(slot // COLUMNS * step_y), round(slot % COLUMNS * step_x)
+        canvas[top : top + size, left : left + size] = image
+    return canvas
 
 
 def accuracy(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:

@@ -118,7 +118,9 @@ VIT12: Final = (
     "--virtual-ranks 1"
 )
 STRATEGIES: Final = ("linear", "partial-1", "full")
-FROM_HALF: Final = f"{VIT12} --model.no-pretrained --model.weights {{pretrained-vit-0}}/model.safetensors"
+FROM_HALF: Final = (
+    f"{VIT12} --augment.scale 0.08 1 --model.no-pretrained --model.weights {{pretrained-vit-0}}/model.safetensors"
+)
 TRANSFER: Final = Table(
     title="Partial fine-tuning",
     text="""A ViT of width 128, 12 blocks and patch 8, trained for four epochs on the first five classes of CIFAR-10,
@@ -151,7 +153,7 @@ the fine-tuning; the pretrained model is one.""",
 FLOWERS: Final = (
     "--model.name resnet20_cifar --model.img-size 48 --model.no-pretrained "
     "--model.weights {pretrained-cnn-0}/model.safetensors --model.new-head --data.classes 12 "
-    "--finetune.head-lr 0.01 --eval.every-epochs 8"
+    "--eval.every-epochs 8"
 )
 GRADUAL: Final = Table(
     title="Feature extraction, then fine-tuning",
@@ -162,7 +164,8 @@ its head alone for 24 epochs, or for 16, and then all of it for 8, each part at 
             "--eval.every-epochs 0", seeds=(0,)),
         Row("features", "transfer_flowers", f"{FLOWERS} --finetune.strategy linear --finetune.head-epochs 0 "
             "--optim.lr 0.01 --optim.min-lr 0.01", "flowers"),
-        Row("then all", "transfer_flowers", f"{FLOWERS} --optim.lr 0.003 --optim.min-lr 0.003", "flowers"),
+        Row("then all", "transfer_flowers", f"{FLOWERS} --finetune.head-lr 0.01 --optim.lr 0.003 "
+            "--optim.min-lr 0.003", "flowers"),
     ),
     claims=(
         Claim("guide (papers.md 5.3)", "fine-tuning adds accuracy to what it started from", ("then all",),
@@ -187,7 +190,7 @@ this small, trained this briefly, underfits: what makes the task harder costs mo
         Row("whole", "deit_cifar10", f"{WHOLE} --ema.decay 0.9998"),
         Row("SGD", "deit_cifar10", f"{RAW} --optim.name sgd --optim.lr 0.1 --optim.weight-decay 1e-4"),
         Row("no RandAugment", "deit_cifar10", f"{RAW} --augment.rand-ops 0"),
-        Row("AutoAugment instead", "deit_cifar10", f"{RAW} --augment.policy auto"),
+        Row("AutoAugment instead", "deit_cifar10", f"{RAW} --augment.policy auto --augment.rand-ops 0"),
         Row("no mixup", "deit_cifar10", f"{RAW} --mix.mixup-alpha 0"),
         Row("no CutMix", "deit_cifar10", f"{RAW} --mix.cutmix-alpha 0"),
         Row(NO_MIXING, "deit_cifar10", f"{RAW} --mix.prob 0"),

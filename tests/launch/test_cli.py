@@ -99,11 +99,17 @@ def test_a_misspelt_verb_names_the_nearest() -> None:
     assert "'pln' is no verb; did you mean plan?" in vitrail("pln", code=2).stderr
 
 
+ONE = ("--gpus-per-node", "1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["plan", SCRIPT, "--gpu-per-node", "4"], "--gpu-per-node is not known here; did you mean --gpus-per-node?"),
-        (["plan", SCRIPT, "--optim.lrr", "4"], "--optim.lrr is not known here; did you mean --optim.lr?"),
+        (
+            ["plan", SCRIPT, *ONE, "--gpu-per-node", "4"],
+            "--gpu-per-node is not known here; did you mean --gpus-per-node?",
+        ),
+        (["plan", SCRIPT, *ONE, "--optim.lrr", "4"], "--optim.lrr is not known here; did you mean --optim.lr?"),
         (["bench", "step", SCRIPT, "--jsn"], "--jsn is not known here; did you mean --json?"),
         (["shards", "verify", "x", "--jsn"], "--jsn is not known here; did you mean --json?"),
     ],

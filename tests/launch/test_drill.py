@@ -42,6 +42,7 @@ def outcome(broken: Drill, fault: Fault = drill.FAULTS[0]) -> drill.Outcome:
     return drill.meet(broken, replace(broken, job=replace(broken.job, folder=unbroken)), fault, 6)
 
 
+@pytest.mark.slow
 def test_a_run_that_says_nothing_has_not_survived(broken: Drill, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drill, "session", lambda *_: "Killed")
     broken.folder.summary.unlink()
@@ -51,6 +52,7 @@ def test_a_run_that_says_nothing_has_not_survived(broken: Drill, monkeypatch: py
     assert "Killed" in found.says
 
 
+@pytest.mark.slow
 def test_a_run_with_other_losses_has_not_survived(broken: Drill, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drill, "session", lambda *_: drill.STOPPED)
     broken.folder.summary.unlink()
@@ -64,5 +66,6 @@ def test_a_run_with_other_losses_has_not_survived(broken: Drill, monkeypatch: py
     assert "no checkpoint is whole" in outcome(broken).says
 
 
+@pytest.mark.slow
 def test_what_hangs_is_ended(broken: Drill) -> None:
     assert "did not end within 1 s" in drill.session(replace(broken, patience=1.0), "none", 0, 6)

@@ -128,6 +128,7 @@ def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_m
     assert net.blocks[0] in frozen_modules(net)
 
 
+@pytest.mark.slow
 def test_a_run_changes_what_is_trained_alone(dataset: Dataset, tmp_path: Path) -> None:
     train_here(dataset, tmp_path, replace(HERE, finetune=Finetune(strategy="linear")), max_steps=3)
     start = build_model(TINY.model, 4, TINY.seed).state_dict()
@@ -137,6 +138,7 @@ def test_a_run_changes_what_is_trained_alone(dataset: Dataset, tmp_path: Path) -
     assert {name.partition("/")[2] for name in moments} == {"head.weight", "head.bias"}
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_keeps_its_statistics(dataset: Dataset, tmp_path: Path) -> None:
     cnn = replace(HERE, model=Model(name="resnet20_cifar", img_size=16), finetune=Finetune(strategy="linear"))
     train_here(dataset, tmp_path, cnn, max_steps=2)
@@ -164,6 +166,7 @@ def test_gradual_trains_the_head_and_then_all_and_may_be_stopped_anywhere(datase
     assert lines[steps]["lr"] == pytest.approx(1e-6)  # the second phase warms up by itself
 
 
+@pytest.mark.slow
 def test_a_norm_before_the_head_is_folded_into_what_timm_loads(dataset: Dataset, tmp_path: Path) -> None:
     recipe = replace(HERE, finetune=Finetune(strategy="linear", head_norm=True))
     train_here(dataset, tmp_path, recipe, max_steps=5)

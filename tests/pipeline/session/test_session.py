@@ -26,6 +26,8 @@ from shards.errors import BadRequest
 from tests.running import PROGRAMS, SCRIPT, metrics, run, start, summary, traces, train_here
 from tests.tiny import HERE, STEPS, TINY
 
+pytestmark = pytest.mark.slow  # whole runs
+
 ROUNDING = 0.1 * TINY.optim.lr  # another order of additions, blown up by Adam, is far less than one step
 
 

@@ -47,6 +47,7 @@ def without(*steps: int) -> list[int]:
     return [step for step in range(STEPS) if step not in steps]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "skipped"), [(SKIPPING, (9,)), (ROLLING, (8, 9))], ids=["skip", "rollback"])
 def test_a_spike_is_skipped_named_and_met_again_after_a_stop(
     dataset: Dataset, tmp_path: Path, recipe: Any, skipped: tuple[int, ...]
@@ -71,18 +72,21 @@ def test_a_spike_is_skipped_named_and_met_again_after_a_stop(
     assert metrics(stopped, "event") == [event]
 
 
+@pytest.mark.slow
 def test_a_spike_at_the_first_and_the_last_step_is_skipped(dataset: Dataset, tmp_path: Path) -> None:
     train_here(dataset, tmp_path, SKIPPING, poisoned(0, STEPS - 1), trace_samples=True)
     assert trained(tmp_path) == without(0, STEPS - 1)
     assert summary(tmp_path)["steps"] == STEPS
 
 
+@pytest.mark.slow
 def test_after_as_many_spikes_as_are_allowed_the_run_stops(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 8: the loss is not finite.*3 spikes were skipped before"):
         train_here(dataset, tmp_path, SKIPPING, poisoned(3, 5, 6, 8))
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_the_checkpoint_that_a_rollback_needs_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     for step in (5, 6, 7):
         train_here(dataset, tmp_path, ROLLING, max_steps=step)

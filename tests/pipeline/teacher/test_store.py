@@ -187,6 +187,7 @@ def test_a_run_that_was_killed_while_it_stored_goes_on(dataset: Dataset, taught:
     assert len(list((tmp_path / "store").rglob("*.bin"))) == 12
 
 
+@pytest.mark.slow
 def test_a_cyclic_store_shows_its_views_again(dataset: Dataset, taught: Recipe, tmp_path: Path) -> None:
     recipe = stored(taught, tmp_path / "store", store_epochs=2)
     train_here(dataset, tmp_path / "run", recipe, trace_samples=True)
@@ -197,6 +198,7 @@ def test_a_cyclic_store_shows_its_views_again(dataset: Dataset, taught: Recipe, 
     assert len(set(losses)) == len(losses)
 
 
+@pytest.mark.slow
 def test_other_views_or_another_teacher_are_refused_with_what_differs(
     dataset: Dataset, taught: Recipe, tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_other_views_or_another_teacher_are_refused_with_what_differs(
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_other_weights_of_its_teacher_is_not_resumed(
     dataset: Dataset, taught: Recipe, tmp_path: Path
 ) -> None:
