@@ -117,7 +117,7 @@ def all_reduce(hosting: Hosting, processes: int) -> Finding:
     started = time.monotonic()
     try:
         if launched > 1:
-            _add_up(hosting.process, processes, backend, "env://", int(os.environ["LOCAL_RANK"]))
+            _add_up(hosting.process, processes, backend, "env://", hosting.local_process)
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 arguments = (processes, backend, f"file://{scratch}/store")

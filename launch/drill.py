@@ -109,7 +109,7 @@ class Outcome:
 @contextmanager
 def torn_checkpoint(drill: Drill) -> Iterator[None]:
     """Cut the newest checkpoint's weights in the middle, as a disk does that was not asked to sync."""
-    path = drill.newest / "model.safetensors"
+    path = drill.newest / checkpoint.MODEL
     os.truncate(path, path.stat().st_size // 2)
     yield
 

@@ -24,6 +24,7 @@ from shards.files import atomic_write, sync_folder, write_json
 FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view, nor of starting weights
 
 STATE: Final = "state.json"  # what a checkpoint says beside its tensors
+MODEL: Final = "model.safetensors"  # the weights
 
 Tensors = Mapping[str, Tensor]
 WriteFile = Callable[[dict[str, Tensor], Path], None]

@@ -37,6 +37,9 @@ SOFT: Final = OnlyWith("distill.loss", ("soft",))
 RESIZED: Final = OnlyWith("augment.crop", ("resized",))
 PADDED: Final = OnlyWith("augment.crop", ("padded",))
 RAND: Final = OnlyWith("augment.policy", ("rand",))
+TOKEN: Final = OnlyWith("distill.token", (True,))
+BOTH_MIXES: Final = (OnlyWith("mix.mixup_alpha"), OnlyWith("mix.cutmix_alpha"))
+SKIPPING: Final = OnlyWith("spike.policy", ("skip", "rollback"))
 GRADUAL: Final = OnlyWith("finetune.strategy", ("gradual",))
 BY_LAYER: Final = OnlyWith("finetune.rates", ("geometric", "divided", "linear"))
 ADAPTIVE: Final = OnlyWith("optim.name", ("adamw", "adam", "lamb"))
@@ -107,7 +110,7 @@ class Mix:
     mixup_alpha: Annotated[float, VIEW, NOT_NEGATIVE] = 0.0  # Beta parameter; 0: no mixup
     cutmix_alpha: Annotated[float, VIEW, NOT_NEGATIVE] = 0.0  # Beta parameter; 0: no cutmix
     prob: Annotated[float, VIEW, SHARE] = 1.0  # probability that a batch is mixed
-    switch_prob: Annotated[float, VIEW, SHARE] = 0.5  # probability of CutMix where both are on
+    switch_prob: Annotated[float, VIEW, SHARE, *BOTH_MIXES] = 0.5  # probability of CutMix where both are on
     smoothing: Annotated[float, RUN, SHARE] = 0.0  # label smoothing
     loss: Annotated[Literal["ce", "bce"], RUN] = "ce"  # cross-entropy, or binary: every class in the mixture is one
 
@@ -126,7 +129,9 @@ class Distill:
     tau: Annotated[float, RUN, POSITIVE, TAUGHT, SOFT] = 1.0  # temperature of the soft loss
     kl: Annotated[Literal["paper", "code"], RUN, TAUGHT, SOFT] = "paper"  # Eq. 2, or 1/classes of it: deit/losses.py
     token: Annotated[bool, RUN, TAUGHT] = True  # the teacher teaches a distillation token's head; no: the class token's
-    fusion: Annotated[Literal["paper", "code"], FREE, TAUGHT] = "paper"  # evaluation: mean of softmaxes, or of logits
+    fusion: Annotated[Literal["paper", "code"], FREE, TAUGHT, TOKEN] = (
+        "paper"  # when evaluated: mean of softmaxes, or logits
+    )
     top: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT, SOFT] = 0  # classes kept of a soft output, in fp16; 0: all, exactly
     store: Annotated[str, FREE, TAUGHT] = ""  # folder of stored outputs: read where they are there, else added
     store_epochs: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT] = 0  # after so many epochs the same views again; 0: never
@@ -206,7 +211,7 @@ class Spike:
 
     policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = "stop"  # or skip its step, or all since a checkpoint
     factor: Annotated[float, FREE, NOT_NEGATIVE] = 0.0  # a loss of so many medians of 32 steps leaps; 0: none does
-    limit: Annotated[int, FREE, NOT_NEGATIVE] = 3  # spikes of a run that are skipped; at the next one it stops
+    limit: Annotated[int, FREE, NOT_NEGATIVE, SKIPPING] = 3  # spikes of a run that are skipped; the next one stops it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

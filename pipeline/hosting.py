@@ -34,6 +34,7 @@ class Hosting:
 
     processes: int = 1
     process: int = 0  # this one
+    local_process: int = 0  # this one among those on its node
     engine: EngineName = "ddp"
     deepspeed: Mapping[str, Any] = field(default_factory=dict)  # its settings, where it is the engine
     precision: Precision = "fp32"
@@ -79,13 +80,19 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
     cores = max(1, len(psutil.Process().cpu_affinity()) // _number("LOCAL_WORLD_SIZE", 1))
     return Hosting(
         processes=_number("WORLD_SIZE", 1),
-        process=_number("RANK", 0),
+        process=launched_process(),
+        local_process=_number("LOCAL_RANK", 0),
         engine=engine,
         deepspeed=settings,
         precision=native_precision() if recipe.precision == "auto" else recipe.precision,
         workers=_workers(recipe, cores),
         cores=cores,
     )
+
+
+def launched_process() -> int:
+    """Return the number of this process among those that the launcher started."""
+    return _number("RANK", 0)
 
 
 def _number(variable: str, otherwise: int) -> int:

@@ -63,6 +63,7 @@ class Job:
     max_steps: int = 0
     resume: str = "auto"
     trace_samples: bool = False
+    parameters: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of each part of the model: trained, all
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
 
     @property
@@ -85,11 +86,6 @@ class Job:
     def schedule(self) -> Schedule:
         """The steps and their learning rates."""
         return Schedule(self.recipe, self.order.steps_per_epoch)
-
-    @cached_property
-    def parameters(self) -> dict[str, tuple[int, int]]:
-        """Parameters of each part of the model, trained and in all."""
-        return parameters_by_part(on_meta(self.recipe, start=False))
 
     @property
     def parameter_count(self) -> int:
@@ -156,10 +152,13 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         found += split_problems(job.dataset)
     if need.model:
         found += data_problems(recipe, job.dataset) if job.dataset else []
-        found += list(_model_problems(job, found))
+        try:
+            job = replace(job, parameters=_parameters(job, found))
+        except BadRequest as error:
+            found += error.problems
         found += _teacher_problems(recipe, need, found)
     if need.output:
-        found += list(_output_problems(job, found))
+        found += list(_output_problems(job))
     if not found:
         job = replace(job, fingerprints=_fingerprints(job, need))
         if need.store and recipe.distill.store and hosting.main:
@@ -190,25 +189,25 @@ def _goes_on(job: Job) -> bool:
     return job.resume not in ("auto", "never") or bool(checkpoint.checkpoints(job.folder.checkpoints))
 
 
-def _model_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
-    """Yield what is wrong with the model, where what it is made of is right."""
+def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
+    """Return the parameters of each part of the model, trained and in all; of none, where its fields are wrong.
+
+    Raises BadRequest where it cannot be built, or does not go with what else is asked for.
+    """
     recipe = job.recipe
-    unknown = list(unknown_model("model.name", recipe.model.name))
-    yield from unknown
-    if unknown or _concerns(found, "model.", "data.classes"):
-        return
-    try:
-        net = on_meta(recipe, start=not _goes_on(job))
-        rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
-    except BadRequest as error:
-        yield from error.problems
-        return
+    if unknown := list(unknown_model("model.name", recipe.model.name)):
+        raise BadRequest(unknown)
+    if _concerns(found, "model.", "data.classes"):
+        return {}
+    net = on_meta(recipe, start=not _goes_on(job))
+    rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
     if recipe.micro_batch and BatchNorms(net):
-        yield Problem(
+        raise BadRequest.of(
             "micro_batch",
             f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "
             f"rank's images; for smaller ones take more --virtual-ranks.",
         )
+    return parameters_by_part(net)
 
 
 def _teacher_problems(recipe: Recipe, need: Need, found: list[Problem]) -> list[Problem]:
@@ -249,7 +248,7 @@ def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
     }
 
 
-def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
+def _output_problems(job: Job) -> Iterator[Problem]:
     """Yield what is wrong with the output folder, and with resuming there."""
     folder = job.folder
     existing = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
@@ -260,14 +259,13 @@ def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     except OSError as error:
         yield Problem("output", f"--output {folder}: cannot be written to ({error.strerror}).")
         return
-    if not _concerns(found, "model.", "data.classes", "finetune.", "distill."):
-        needed = job.checkpoint_bytes * (job.recipe.checkpoint.keep + 1)
-        if (free := shutil.disk_usage(existing).free) < needed:
-            yield Problem(
-                "output",
-                f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
-                f"({job.recipe.checkpoint.keep} kept and one being written).",
-            )
+    needed = job.checkpoint_bytes * (job.recipe.checkpoint.keep + 1)
+    if (free := shutil.disk_usage(existing).free) < needed:
+        yield Problem(
+            "output",
+            f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
+            f"({job.recipe.checkpoint.keep} kept and one being written).",
+        )
     saved = checkpoint.checkpoints(folder.checkpoints)
     if job.resume == "never" and saved:
         step = checkpoint.step_of(saved[0])

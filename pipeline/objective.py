@@ -13,7 +13,7 @@ def objective(logits: Tensor, targets: Tensor, outputs: Tensor | None, recipe: R
     """Return the loss of each image, [B], for logits [H, B, C] and soft targets [B, C].
 
     The first head learns the targets: by cross-entropy, or by the mean over classes of the binary one, to which every
-    class in the mixture is 1 (deit/engine.py; RSB, 2110.00476). Where there are answers of a teacher, the last head,
+    class in the mixture is 1 (deit/engine.py; RSB, 2110.00476). Where there are outputs of a teacher, the last head,
     which is the same one without a distillation token, learns them with the share `distill.weight`.
     """
     distill = recipe.distill

@@ -63,11 +63,11 @@ def _without_meaning(field: Field, values: dict[str, object]) -> Iterator[Proble
     for condition in field.only_with:
         other = values[condition.field]
         if condition.values and other not in condition.values:
-            allowed = " or ".join(str(choice) for choice in condition.values)
+            allowed = " or ".join(written(condition.field, choice) for choice in condition.values)
             back = f"take {written(field.name, default)}" if default is not None else "leave it out"
             yield Problem(
                 field.name,
-                f"{written(field.name, value)} is for --{flag(condition.field)} {allowed}, not {other}: {back}.",
+                f"{written(field.name, value)} is for {allowed}, not for {other}: {back}.",
             )
             return
         if not condition.values and not other:

@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 failed; 2 the request was wrong, all its problems listed; 
 checkpoint saved, start it again.
 """
 
-import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from pipeline.config import Recipe
+from pipeline.hosting import launched_process
 from pipeline.job import REHEARSAL, TRAINING, resolve
 from pipeline.request import Request, parse
 from pipeline.session.rehearsal import rehearse
@@ -25,7 +25,7 @@ def main(recipe: Recipe, *, parts: Parts = PARTS, adapt: Callable[[Recipe], Reci
 
     `adapt` changes what the command line makes of it, `parts` what the session is made of.
     """
-    speaks = os.environ.get("RANK", "0") in ("", "0")
+    speaks = launched_process() == 0
     try:
         request = parse(recipe, sys.argv[1:], speaks=speaks)
         code = carry_out(replace(request, recipe=adapt(request.recipe)), parts)

@@ -1,4 +1,4 @@
-"""CIFAR-10 at 32 px: deit_cifar10 distilled from a CNN, whose answers are kept where you name a store.
+"""CIFAR-10 at 32 px: deit_cifar10 distilled from a CNN, whose outputs are kept where you name a store.
 
 100 epochs: not run yet; docs/reproduction.md has smaller students of this kind.
 Run:   accelerate launch recipes/deit_cifar10_distilled.py --data DIR --output OUT --distill.weights FILE

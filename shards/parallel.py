@@ -1,18 +1,16 @@
 """Work spread over processes, or done in this one where one is enough."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, TypeVar
-
-A, B = TypeVar("A"), TypeVar("B")
+from typing import Any
 
 
 @contextmanager
 def mapping(
     processes: int, prepare: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()
-) -> Iterator[Callable[[Callable[[A], B], Iterable[A]], Iterator[B]]]:
+) -> Iterator[Callable[..., Iterator[Any]]]:
     """Give a `map` over so many processes, each of which was prepared."""
     if processes == 1:
         if prepare:

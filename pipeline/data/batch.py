@@ -141,7 +141,7 @@ class EvaluationBatches(Dataset[EvalBatch]):
         return -(-len(self.index) // self.recipe.eval.batch)
 
     def __getitem__(self, part: int) -> EvalBatch:
-        """Read, decode, resize and crop; a sample that cannot be used is left out and named."""
+        """Read, decode, resize and crop; a sample that cannot be used is skipped and named."""
         first = part * self.recipe.eval.batch
         images, labels, unusable = [], [], []
         for sample in range(first, min(first + self.recipe.eval.batch, len(self.index))):

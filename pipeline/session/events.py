@@ -99,7 +99,7 @@ class Events:
 
     @property
     def images_per_second(self) -> float:
-        """Views a second of this session, evaluation and saving left out."""
+        """Views a second of this session, without evaluation and saving."""
         views = (self._mark_step - self.run.first_step) * self.recipe.batch
         return views / self._training_seconds if self._training_seconds else 0.0
 
@@ -158,7 +158,7 @@ class Events:
     def _receive(self, through: int) -> None:
         """Take in what was sent of the steps up to `through`.
 
-        Raises TrainingError where the run cannot go on, SpikeFound where it can with steps left out.
+        Raises TrainingError where the run cannot go on, SpikeFound where it can if steps are skipped.
         """
         while self._sent and self._sent[0][0] <= through:
             step, known, copied = self._sent.popleft()

@@ -1,4 +1,4 @@
-"""Spikes: a loss or a gradient that is not finite, or a loss that leaps; and the steps that are left out for one.
+"""Spikes: a loss or a gradient that is not finite, or a loss that leaps; and the steps that are skipped for one.
 
 A run is a pure function of its recipe, so training again from before a spike leads into it again. What changes the
 outcome is to skip steps: the spike's own (`skip`), or all from the last checkpoint that was due by steps to it

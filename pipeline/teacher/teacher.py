@@ -30,7 +30,7 @@ class Input(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A frozen model that answers for views as the student's `Model` takes them."""
+    """A frozen model that takes views as the student's `Model` takes them."""
 
     factor: Tensor
     summand: Tensor

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 from pipeline.checkpoint import Writer, on_host
-from pipeline.hosting import build_accelerator
+from pipeline.hosting import Hosting, build_accelerator
+from pipeline.job import REHEARSAL, resolve
+from pipeline.request import Request
 from pipeline.train import build
 from recipes import deit_base
 from shards.synthetic import make_dataset
@@ -24,20 +26,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dataset = make_dataset(folder / "data", classes=1000, size=32, samples={"train": 8})
-        index, accelerator = dataset.splits["train"], build_accelerator("fp32")
-        run = build(recipe, index, accelerator, workers=0, max_steps=1, snapshot=None, answers=None)
-        for parameter in run.net.parameters():
+        request = Request(recipe=recipe, data=str(dataset.folder), max_steps=1)
+        job = resolve(request, REHEARSAL, Hosting(cores=torch.get_num_threads()))
+        run = build(job, build_accelerator(job.hosting, recipe.compute))
+        for parameter in run.weights.net.parameters():
             parameter.grad = torch.ones_like(parameter)
-        run.engine.update(1e-6, 0.0)  # makes the moments
+        run.weights.engine.update(1e-6, 0.0)  # makes the moments
         writer, stopped, written = Writer(), [], []
         for number in range(ROUNDS + 1):
             started = time.perf_counter()
-            tensors = on_host(run.state(), run.groups, keep=True)
+            tensors = on_host(run.weights.tensors(), run.weights.groups, keep=True)
             writer.save(folder / "checkpoints", number, {}, tensors, keep=1)
             stopped.append(time.perf_counter() - started)
             writer.wait()
             written.append(time.perf_counter() - started)
-        run.close()
+        run.feed.close()
         size = sum(tensor.numel() * tensor.element_size() for group in tensors.values() for tensor in group.values())
     print(
         json.dumps(

@@ -1,7 +1,7 @@
-"""What a teacher costs a step: deit_tiny without one, with stored answers, and with RegNetY-16GF beside it.
+"""What a teacher costs a step: deit_tiny without one, with stored outputs, and with RegNetY-16GF beside it.
 
 One JSON line: seconds a step, medians of n rounds taken in turn in this run, and their ratios. The teacher has random
-weights and the store random answers, which takes the same time.
+weights and the store random outputs, which takes the same time.
 """
 
 import json
@@ -14,18 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from pipeline.batch import Batch, order_of
 from torch import Tensor
 
 from pipeline.config import Recipe
-from pipeline.hosting import build_accelerator
-from pipeline.session.session import open_answers
-from pipeline.teacher.store import Store, fingerprint
-from pipeline.teacher.teacher import teacher_weights, write_random_weights
+from pipeline.data.batch import Batch
+from pipeline.hosting import Hosting, build_accelerator
+from pipeline.job import FILLING, Job, resolve
+from pipeline.request import Request
+from pipeline.teacher.store import Store
+from pipeline.teacher.teacher import write_random_weights
 from pipeline.train import Run, build, train
 from recipes import deit_tiny, deit_tiny_distilled
-from shards.index import Index
 from shards.synthetic import make_dataset
 
 ROUNDS = 7
@@ -48,14 +47,6 @@ class Stopwatch:
         return self.steps == STEPS
 
 
-def built(recipe: Recipe, index: Index, accelerator: Accelerator) -> Run:
-    fingerprints = {"train": index.fingerprint}
-    if recipe.distill.teacher:
-        fingerprints["teacher"] = teacher_weights(recipe.distill)
-    answers = open_answers(recipe, index, accelerator, fingerprints)
-    return build(recipe, index, accelerator, workers=1, max_steps=0, snapshot=None, answers=answers)
-
-
 def seconds_a_step(run: Run) -> float:
     started = time.perf_counter()
     train(run, Stopwatch())
@@ -64,22 +55,26 @@ def seconds_a_step(run: Run) -> float:
 
 
 def main() -> None:
-    accelerator = build_accelerator("fp32")
+    hosting = Hosting(workers=1, cores=torch.get_num_threads())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dataset = make_dataset(folder / "data", classes=1000, size=256, samples={"train": 1024})
-        index = dataset.splits["train"]
         alone = replace(deit_tiny.RECIPE, **SMALL)
         live = replace(deit_tiny_distilled.RECIPE, **SMALL)
         write_random_weights(live, folder / "teacher.safetensors")
-        live = replace(live, distill=replace(live.distill, checkpoint=str(folder / "teacher.safetensors")))
+        live = replace(live, distill=replace(live.distill, weights=str(folder / "teacher.safetensors")))
         stored = replace(live, distill=replace(live.distill, store=str(folder / "store")))
-        fill(stored, index)
-        recipes = {"alone": alone, "stored": stored, "live": live}
-        runs = {name: built(recipe, index, accelerator) for name, recipe in recipes.items()}
+        recipes: dict[str, Recipe] = {"alone": alone, "stored": stored, "live": live}
+        jobs = {
+            name: resolve(Request(recipe=recipe, data=str(dataset.folder)), FILLING, hosting)
+            for name, recipe in recipes.items()
+        }
+        fill(jobs["stored"])
+        accelerator = build_accelerator(hosting, alone.compute)
+        runs = {name: build(job, accelerator) for name, job in jobs.items()}
         rounds = [{name: seconds_a_step(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
         for run in runs.values():
-            run.close()
+            run.feed.close()
     seconds = {name: statistics.median(times[name] for times in rounds) for name in recipes}
     print(
         json.dumps(
@@ -97,10 +92,9 @@ def main() -> None:
     )
 
 
-def fill(recipe: Recipe, index: Index) -> None:
-    order = order_of(recipe, index)
-    wanted = fingerprint(recipe, index.fingerprint, teacher_weights(recipe.distill))
-    store = Store(Path(recipe.distill.store), order, 1, wanted)
+def fill(job: Job) -> None:
+    recipe, order = job.recipe, job.order
+    store = Store(Path(recipe.distill.store), order, 1, job.store_fingerprint)
     rng = np.random.default_rng(0)
     for step in range((ROUNDS + 1) * STEPS):
         for rank in range(recipe.virtual_ranks):

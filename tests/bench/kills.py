@@ -4,7 +4,6 @@ python tests/bench/kills.py --data DIR --kills 25 --processes 2      (DIR: vitra
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -13,6 +12,9 @@ import time
 from pathlib import Path
 
 import psutil
+
+from pipeline.folder import RunFolder
+from shards.files import read_json
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
           "launch/configs/cpu.yaml", "--main_process_port", "0", "--num_processes"]  # fmt: skip
@@ -34,23 +36,18 @@ def main() -> None:
             if number:
                 process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
                 step = rng.randrange(1, 40)
-                while len(lines(folder)) < step:
+                while len(RunFolder(folder).logged("train")) < step:
                     time.sleep(0.01)
                 time.sleep(rng.random() * 0.2)  # anywhere in a step, or in a save
                 family = psutil.Process(process.pid)
                 for victim in (*family.children(recursive=True), family):  # ranks, loader workers, the launcher
                     victim.kill()
                 process.wait()
-            before = len(lines(folder))
+            before = len(RunFolder(folder).logged("train"))
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            hashes.append(json.loads((folder / "summary.json").read_text())["weights_sha256"])
+            hashes.append(read_json(RunFolder(folder).summary)["weights_sha256"])
             print(f"killed after step {before:2d}" if number else "unbroken", hashes[-1], flush=True)
     print(f"{sum(h == hashes[0] for h in hashes[1:])} of {options.kills} equal the unbroken run")
-
-
-def lines(folder: Path) -> list[str]:
-    path = folder / "metrics.jsonl"
-    return [line for line in path.read_text().splitlines() if '"train"' in line] if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 python tests/bench/plain_loop.py DATA OUTPUT STEPS     (DATA: vitrail shards build digits DATA)
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import webdataset as wds
+from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader
 
@@ -33,8 +35,10 @@ def main(data: str, output: str, steps: int) -> None:
         done = saved["step"]
     transform = create_transform(16, is_training=True, auto_augment="rand-m4-mstd0.5-inc1")
     tars = [str(path) for path in sorted((Path(data) / "train").glob("*.tar"))]
-    samples = wds.WebDataset(tars, shardshuffle=len(tars)).repeat().shuffle(500).decode("pil")
-    loader = DataLoader(samples.to_tuple("png", "cls").map_tuple(transform, int), batch_size=8, num_workers=1)
+    samples = wds.WebDataset(tars, shardshuffle=len(tars)).repeat().shuffle(500).to_tuple("png", "cls")
+    # not decode("pil"), which people write: it unpickles members that a data set brings
+    samples = samples.map_tuple(lambda content: transform(Image.open(io.BytesIO(content)).convert("RGB")), int)
+    loader = DataLoader(samples, batch_size=8, num_workers=1)
     with (folder / "log.jsonl").open("a", buffering=1) as log:
         for images, labels in loader:
             if done >= steps:

@@ -6,7 +6,6 @@ beside each other, each on cores of its own.
 
 import argparse
 import ast
-import json
 import os
 import re
 import shlex
@@ -22,6 +21,8 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
 
+from pipeline.folder import RunFolder
+from shards.files import read_json
 from tests.bench.claims import TABLES, Claim, Figure, Row, Shortfall, Table
 
 ROOT: Final = Path(__file__).parents[2]
@@ -86,7 +87,7 @@ def run_all(folder: Path, jobs: int, places: dict[str, str]) -> None:
     def on_own_cores() -> None:
         os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
 
-    unfinished = [task for task in tasks(folder, places) if not (task.folder / "summary.json").exists()]
+    unfinished = [task for task in tasks(folder, places) if not RunFolder(task.folder).summary.exists()]
     running: dict[Future[None], Task] = {}
     with ThreadPoolExecutor(jobs, initializer=on_own_cores) as pool:
         while unfinished:
@@ -167,15 +168,15 @@ def scores_of(folder: Path) -> dict[str, list[float]]:
             scores.setdefault(row.name, []).append(100 * summary["top1"])
             if summary["top1_ema"] is not None:
                 scores.setdefault(f"{row.name} EMA", []).append(100 * summary["top1_ema"])
-            for line in map(json.loads, (output(folder, row.name, seed) / "metrics.jsonl").read_text().splitlines()):
-                if line["kind"] == "eval" and line["weights"] == "raw":
+            for line in RunFolder(output(folder, row.name, seed)).logged("eval"):
+                if line["weights"] == "raw":
                     scores.setdefault(f"{row.name}@{line['epoch']:.0f}", []).append(100 * line["top1"])
     return scores
 
 
 def read(folder: Path, row: Row, seed: int) -> dict[str, Any]:
     """Return the summary of a run."""
-    summary: dict[str, Any] = json.loads((output(folder, row.name, seed) / "summary.json").read_text())
+    summary: dict[str, Any] = read_json(RunFolder(output(folder, row.name, seed)).summary)
     return summary
 
 

@@ -123,13 +123,15 @@ def test_a_field_that_had_another_name_is_refused_with_the_new_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--augment.policy", "auto"], "--augment.rand-ops 2 is for --augment.policy rand, not auto"),
-        (["--augment.crop", "whole", "--augment.pad", "9"], "--augment.pad 9 is for --augment.crop padded, not whole"),
-        (["--optim.momentum", "0.5"], "--optim.momentum 0.5 is for --optim.name sgd, not adamw"),
+        (["--augment.policy", "auto"], "--augment.rand-ops 2 is for --augment.policy rand, not for auto"),
+        (["--augment.crop", "whole", "--augment.pad", "9"], "--augment.pad 9 is for --augment.crop padded"),
+        (["--optim.momentum", "0.5"], "--optim.momentum 0.5 is for --optim.name sgd, not for adamw"),
         (["--distill.tau", "3"], "--distill.tau 3.0 has no meaning without --distill.teacher"),
         (["--distill.no-token"], "--distill.no-token has no meaning without --distill.teacher"),
         (["--distill.teacher", "resnet18", "--distill.tau", "3"], "--distill.tau 3.0 is for --distill.loss soft"),
-        (["--finetune.decay", "0.5"], "--finetune.decay 0.5 is for --finetune.rates geometric or divided or linear"),
+        (["--finetune.decay", "0.5"], "--finetune.decay 0.5 is for --finetune.rates geometric or"),
+        (["--mix.mixup-alpha", "0", "--mix.switch-prob", "1"], "--mix.switch-prob 1.0 has no meaning without"),
+        (["--spike.limit", "9"], "--spike.limit 9 is for --spike.policy skip or --spike.policy rollback, not for stop"),
         (["--model.new-head"], "--model.new-head has no meaning without --model.weights"),
     ],
 )  # fmt: skip
