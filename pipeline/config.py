@@ -55,18 +55,18 @@ class Model:
 
     name: Annotated[str, RUN, COST]  # any model of timm
     img_size: Annotated[int, VIEW, COST, AT_LEAST_1] = 224  # side of the square input, pixels
-    patch_size: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # pixels
+    patch_size: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # side of a square patch, pixels
     width: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # embedding dimension
     depth: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # blocks
     heads: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # attention heads
     mlp_ratio: Annotated[float | None, RUN, COST, POSITIVE] = None  # width of a block's hidden layer over its own
     layer_scale: Annotated[float | None, RUN, COST, FINITE] = None  # initial factor of what a block adds
-    drop_path: Annotated[float, RUN, COST, Range(0, 0.99)] = 0.0  # stochastic depth: rate of the last block, from 0 up
+    drop_path: Annotated[float, RUN, COST, Range(0, 0.99)] = 0.0  # stochastic depth: rate of the last block
     pretrained: Annotated[bool, RUN] = False  # start from timm's published weights
     weights: Annotated[str, FREE] = ""  # start from this file: .safetensors, or a state dict of torch.save
     new_head: Annotated[bool, RUN, OnlyWith("model.weights")] = False  # leave the file's head out, for other classes
-    mean: Annotated[tuple[float, float, float], VIEW, SHARE] = IMAGENET_MEAN  # of the input, channels in [0, 1]
-    std: Annotated[tuple[float, float, float], VIEW, POSITIVE_SHARE] = IMAGENET_STD  # in the same units
+    mean: Annotated[tuple[float, float, float], VIEW, SHARE] = IMAGENET_MEAN  # of input channels in [0, 1]
+    std: Annotated[tuple[float, float, float], VIEW, POSITIVE_SHARE] = IMAGENET_STD  # deviation of input channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,13 +156,13 @@ class Finetune:
 class Optim:
     """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
 
-    name: Annotated[Literal["adamw", "adam", "sgd", "lamb"], RUN, COST] = "adamw"
+    name: Annotated[Literal["adamw", "adam", "sgd", "lamb"], RUN, COST] = "adamw"  # the optimizer
     lr: Annotated[float, RUN, POSITIVE]  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: Annotated[int, RUN, NOT_NEGATIVE] = 512  # images; 0: the rate is taken as it is
     weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, 1-D parameters, tokens and positions
-    betas: Annotated[tuple[float, float], RUN, Range(0, 0.999999), ADAPTIVE] = (0.9, 0.999)  # adam, adamw and lamb
-    momentum: Annotated[float, RUN, SHARE, SGD] = 0.9  # sgd
-    warmup_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 5.0
+    betas: Annotated[tuple[float, float], RUN, Range(0, 0.999999), ADAPTIVE] = (0.9, 0.999)  # decay of the moments: adam, adamw, lamb
+    momentum: Annotated[float, RUN, SHARE, SGD] = 0.9  # of sgd
+    warmup_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 5.0  # epochs in which the rate rises linearly
     warmup_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-6  # rate of the first step, not scaled
     min_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-5  # rate after the last step, not scaled
     clip: Annotated[float, RUN, NOT_NEGATIVE] = 0.0  # largest norm of the gradient; 0: not clipped
@@ -172,7 +172,7 @@ class Optim:
 class Ema:
     """Moving average of the weights, evaluated beside them."""
 
-    decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # a step; 0: no average
+    decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # of a step; 0: no average
     warmup: Annotated[bool, RUN] = True  # decay rises as 1 - step^(-2/3): a short run has an average of its own end
 
 
@@ -180,7 +180,7 @@ class Ema:
 class Eval:
     """Evaluation on the split `val`, or `test` where there is no `val`."""
 
-    every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 1  # and always after the last step; 0: only then
+    every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 1  # epochs between evaluations; 0: after the last step alone
     batch: Annotated[int, FREE, AT_LEAST_1] = 64  # images in one forward pass, the same on any hosting
     crop_ratio: Annotated[float, FREE, POSITIVE_SHARE] = 0.875  # side of the centre crop over the image's shorter side
 
@@ -189,8 +189,8 @@ class Eval:
 class Checkpoint:
     """When to save, beside the end of the run."""
 
-    every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # 0: never for this reason
-    every_minutes: Annotated[float, FREE, NOT_NEGATIVE] = 15.0  # 0: never for this reason
+    every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps between checkpoints; 0: the clock alone decides
+    every_minutes: Annotated[float, FREE, NOT_NEGATIVE] = 15.0  # minutes between checkpoints; 0: steps alone decide
     keep: Annotated[int, FREE, AT_LEAST_1] = 2  # the newest so many are kept
 
 
@@ -218,14 +218,14 @@ class Spike:
 class Log:
     """What is written while training."""
 
-    every_steps: Annotated[int, FREE, AT_LEAST_1] = 50
+    every_steps: Annotated[int, FREE, AT_LEAST_1] = 50  # steps between lines of the log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """A run, but for its hosting."""
 
-    name: Annotated[str, FREE]  # of the recipe
+    name: Annotated[str, FREE]  # name of the recipe
     model: Model
     data: Data
     augment: Augment = field(default_factory=Augment)
@@ -241,10 +241,10 @@ class Recipe:
     log: Log = field(default_factory=Log)
     batch: Annotated[int, VIEW, AT_LEAST_1]  # images of one step, over all virtual ranks
     virtual_ranks: Annotated[int, VIEW, AT_LEAST_1]  # equal parts of the batch with their own order and mixing
-    epochs: Annotated[int, RUN, AT_LEAST_1]
-    seed: Annotated[int, VIEW, Range(0, 2**63 - 1)] = 0
-    precision: Annotated[Literal["auto", "bf16", "fp32"], FREE, COST] = "auto"  # auto: bf16 where it is native
-    micro_batch: Annotated[int, FREE, COST, NOT_NEGATIVE] = 0  # most images of one forward pass; 0: a virtual rank's
+    epochs: Annotated[int, RUN, AT_LEAST_1]  # how often --data.epoch is gone through
+    seed: Annotated[int, VIEW, Range(0, 2**63 - 1)] = 0  # of everything that is random
+    precision: Annotated[Literal["auto", "bf16", "fp32"], FREE, COST] = "auto"  # auto: bf16 where the device computes in it
+    micro_batch: Annotated[int, FREE, COST, NOT_NEGATIVE] = 0  # most images of one forward pass; 0: a virtual rank's part
 
     @property
     def rank_batch(self) -> int:

@@ -28,7 +28,7 @@ class Request:
     data: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # folder that `vitrail shards build` made
     output: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # the run's folder; default: runs/RECIPE
     max_steps: int = 0  # stop after this step of the schedule; 0: at its end
-    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # PATH: one checkpoint folder
+    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # auto: the newest checkpoint, if any
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, their speed is kept
     trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
     unknown: tyro.conf.Suppress[tuple[Problem, ...]] = field(default=())  # arguments that belong to no field

@@ -1,13 +1,18 @@
 """How the tests run things: in this process where nothing but the numbers matters, as a user does where it does."""
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from accelerate.state import AcceleratorState
 
+from launch import cli
 from pipeline.config import Recipe
 from pipeline.folder import RunFolder
 from pipeline.request import Request
@@ -80,7 +85,23 @@ def run_launched(config: str, script: Path | str, *arguments: Any, processes: in
     return done.stdout
 
 
-def vitrail(
+def vitrail(*arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Call `vitrail` in this process and check its exit code: an interpreter with torch takes seconds to start."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    command = ["vitrail", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch.object(sys, "argv", command),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        cli.main()
+    assert ended.value.code == code, out.getvalue() + err.getvalue()
+    return subprocess.CompletedProcess(command, code, out.getvalue(), err.getvalue())
+
+
+def vitrail_process(
     *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None, seconds: float = 120
 ) -> subprocess.CompletedProcess[str]:
     """Run `vitrail` as a user does and check its exit code."""

@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple, get_args
 
 import numpy as np
 import pytest
-import torch
 import torchvision
 import tyro
 from accelerate.commands.config.config_args import load_config_from_file
@@ -36,7 +35,7 @@ from pipeline.config import FIELDS, LOCAL_DIR, Recipe
 from pipeline.fields import flag
 from pipeline.hosting import Hosting, engine_of_config
 from pipeline.job import FILLING, REHEARSAL, Need, resolve
-from pipeline.model.build import build_model, on_meta
+from pipeline.model.build import build_model
 from pipeline.request import OWN_FLAGS, RENAMED, Request, parse
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import write_dataset
@@ -124,26 +123,22 @@ def made_index(folder: Path, recipe: Recipe) -> Path:
 
 
 def with_files(request: Request, scratch: Path) -> Request:
-    """Return a request with data, output, weights, teacher and store that are there, in the place of those it names."""
-    recipe = request.recipe
-    if recipe.model.weights:
-        bare = replace(recipe, model=replace(recipe.model, weights="", new_head=False))
-        blank = {
-            name: torch.zeros(value.shape, dtype=value.dtype) for name, value in on_meta(bare).state_dict().items()
-        }
-        save_file(blank, scratch / "model.safetensors")
-        recipe = replace(recipe, model=replace(recipe.model, weights=str(scratch / "model.safetensors")))
-    if recipe.distill.weights:
-        weights = str(scratch / "teacher.safetensors")
-        write_random_weights(recipe, Path(weights))
-        recipe = replace(recipe, distill=replace(recipe.distill, weights=weights))
-    if recipe.distill.teacher.startswith(LOCAL_DIR):
+    """Return a request with data, output, teacher and store that are there, in the place of those it names.
+
+    Of starting weights that are somebody's own there is nothing to judge.
+    """
+    recipe = replace(request.recipe, model=replace(request.recipe.model, weights="", new_head=False))
+    distill = recipe.distill
+    if distill.weights:
+        distill = replace(distill, weights=str(scratch / "teacher.safetensors"))
+        write_random_weights(recipe, Path(distill.weights))
+    if distill.teacher.startswith(LOCAL_DIR):
         made_run(scratch / "teacher", recipe)
-        recipe = replace(recipe, distill=replace(recipe.distill, teacher=f"{LOCAL_DIR}{scratch / 'teacher'}"))
-    if recipe.distill.store:
-        recipe = replace(recipe, distill=replace(recipe.distill, store=str(scratch / "store")))
+        distill = replace(distill, teacher=f"{LOCAL_DIR}{scratch / 'teacher'}")
+    if distill.store:
+        distill = replace(distill, store=str(scratch / "store"))
     data = str(made_index(scratch / "data", recipe)) if request.data else ""
-    return replace(request, recipe=recipe, data=data, output=str(scratch / "run"))
+    return replace(request, recipe=replace(recipe, distill=distill), data=data, output=str(scratch / "run"))
 
 
 def made_run(folder: Path, recipe: Recipe) -> None:
@@ -162,9 +157,13 @@ def made_run(folder: Path, recipe: Recipe) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def judge(request: Request, need: Need, hosting: Hosting, scratch: Path) -> None:
-    """Resolve a request as the command does before it starts.  Raises BadRequest where it would."""
-    resolve(with_files(request, scratch), need, hosting)
+def judge(request: Request, given: Sequence[str], need: Need, hosting: Hosting, scratch: Path) -> None:
+    """Resolve a request as the command does before it starts.  Raises BadRequest where it would.
+
+    Its model is built where a field is given; `tests/recipes` builds that of each recipe as it is.
+    """
+    plain = {word for word in given if word.startswith("--")} <= set(OWN_FLAGS)
+    resolve(with_files(request, scratch), need._replace(model=not plain), hosting)
 
 
 def parsed(module: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
@@ -249,14 +248,14 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
         for number, strategy in enumerate(verb.rungs if isinstance(verb, Ladder) else [None]):
             asked = replace(request, recipe=on_rung(request.recipe, strategy)) if strategy else request
             (scratch / str(number)).mkdir()
-            judge(asked, need, hosting, scratch / str(number))
+            judge(asked, others, need, hosting, scratch / str(number))
 
 
 def trained(script: str, arguments: list[str], hosting: Hosting, scratch: Path) -> None:
     """Judge the training of a recipe."""
     request = parse(load_recipe(str(ROOT / script)), arguments)
     # the folder of a run is made here, and its disk is not the reader's
-    judge(request, REHEARSAL if request.dry_run else FILLING, hosting, scratch)
+    judge(request, arguments, REHEARSAL if request.dry_run else FILLING, hosting, scratch)
 
 
 def accelerate(arguments: list[str], scratch: Path) -> None:

@@ -10,12 +10,11 @@ from PIL import Image
 from launch import cli
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import ENVIRONMENT, SCRIPT, run, traces, vitrail
+from tests.running import ENVIRONMENT, SCRIPT, traces, train_here, vitrail, vitrail_process
 
 
-@pytest.mark.dist
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
-    assert "1,437" in vitrail("shards", "build", "digits", tmp_path / "digits").stdout
+    assert "1,437" in vitrail("shards", "build", "digits", tmp_path / "digits", "--processes", 1).stdout
     shown = json.loads(vitrail("shards", "show", tmp_path / "digits", "--json").stdout)
     assert shown["splits"]["test"]["samples"] == 360
     assert "all 1,797 samples" in vitrail("shards", "verify", tmp_path / "digits").stdout
@@ -24,7 +23,6 @@ def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
     assert "000001.tar: 5000 bytes" in vitrail("shards", "verify", tmp_path / "digits", code=1).stdout
 
 
-@pytest.mark.dist
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -43,9 +41,9 @@ def test_a_wrong_request_is_explained(dataset: Dataset, tmp_path: Path, argument
     assert words in vitrail(*filled, code=code).stderr
 
 
-@pytest.mark.dist
+@pytest.mark.slow
 def test_order_prints_the_views_that_a_run_traces(dataset: Dataset, tmp_path: Path) -> None:
-    run(SCRIPT, "--data", dataset.folder, "--output", tmp_path, "--trace-samples", "--max-steps", 7)
+    train_here(dataset, tmp_path, trace_samples=True, max_steps=7)
     for epoch, step in ((0, 0), (1, 1)):
         options = ("--data", dataset.folder, "--epoch", epoch, "--step", step, "--json")
         printed = json.loads(vitrail("order", SCRIPT, *options).stdout)
@@ -84,7 +82,7 @@ def test_preview_draws_the_images_as_the_model_sees_them(dataset: Dataset, tmp_p
 
 @pytest.mark.dist
 def test_help_names_every_verb_and_every_verb_has_help() -> None:
-    shown = vitrail("--help").stdout
+    shown = vitrail_process("--help").stdout
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if "\nVERB: Final" in path.read_text()}
     assert set(cli.VERBS) == modules
     for verb in cli.VERBS:
@@ -96,7 +94,7 @@ def test_help_names_every_verb_and_every_verb_has_help() -> None:
 
 @pytest.mark.dist
 def test_a_misspelt_verb_names_the_nearest() -> None:
-    assert "'pln' is no verb; did you mean plan?" in vitrail("pln", code=2).stderr
+    assert "'pln' is no verb; did you mean plan?" in vitrail_process("pln", code=2).stderr
 
 
 ONE = ("--gpus-per-node", "1")
@@ -132,7 +130,7 @@ def test_what_needs_no_model_does_not_import_torch(verb: str, dataset: Dataset) 
     assert not names & {"torch", "timm", "torchvision", "accelerate", "matplotlib", "sklearn"}
 
 
-@pytest.mark.dist
+@pytest.mark.slow
 def test_the_ladder_compares_strategies_and_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     flags = ("ladder", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "ladder", "--epochs", 1)
     assert "K goes in halves, up to its 2 blocks" in vitrail(*flags, "--rungs", "linear", "partial-3", code=2).stderr

@@ -15,7 +15,7 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from shards.dataset import Dataset
-from tests.running import SCRIPT, run_launched, vitrail
+from tests.running import SCRIPT, run_launched, vitrail_process
 from tests.tiny import TINY
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -27,7 +27,7 @@ def job_into(folder: Path, recipe: Recipe = TINY) -> Job:
 
 @pytest.mark.dist
 def test_a_machine_that_is_well(dataset: Dataset, tmp_path: Path) -> None:
-    printed = vitrail("doctor", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "run").stdout
+    printed = vitrail_process("doctor", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "run").stdout
     assert "2 processes, gloo" in printed
     assert "BAD" not in printed
     assert not (tmp_path / "run").exists()

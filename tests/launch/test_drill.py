@@ -15,14 +15,14 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
 from pipeline.request import Request
 from shards.dataset import Dataset
-from tests.running import SCRIPT, train_here, vitrail
+from tests.running import SCRIPT, train_here, vitrail_process
 from tests.tiny import HERE
 
 
 @pytest.mark.dist
 @pytest.mark.timeout(400)
 def test_a_run_survives_what_clusters_do(dataset: Dataset) -> None:
-    said = vitrail("drill", SCRIPT, "--data", dataset.folder, seconds=350).stdout
+    said = vitrail_process("drill", SCRIPT, "--data", dataset.folder, seconds=350).stdout
     assert said.count(" survived ") == len(drill.FAULTS) + 1 - ("not tried" in said)
     assert "bit for bit" in said
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.dataset import Dataset
-from tests.running import ROOT, SCRIPT, metrics, vitrail
+from tests.running import ROOT, SCRIPT, metrics, vitrail_process
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.dist
@@ -25,14 +25,14 @@ def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Data
         "--max-steps",
         "3",
     ]
-    printed = vitrail("slurm", *job, *recipe, env=slurm.environment)
+    printed = vitrail_process("slurm", *job, *recipe, env=slurm.environment)
     assert "#SBATCH --nodes=2\n" in printed.stdout
     assert (
         f"set -- {SCRIPT} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2 --max-steps 3\n"
         in printed.stdout
     )
     assert "sbatch: Job" in printed.stderr
-    submitted = vitrail("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
+    submitted = vitrail_process("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
     number = submitted.stdout.split()[-1]
     # in the environment that submitted it, whatever PATH says
     ended = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -43,14 +43,14 @@ def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Data
 def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dataset: Dataset) -> None:
     recipe = ["--data", str(dataset.folder), "--output", "/proc/nowhere"]
     job = ["slurm", SCRIPT, "--nodes", 9, "--gpus-per-node", 8]
-    refused = vitrail(*job, *recipe, code=2, env=slurm.environment).stderr
+    refused = vitrail_process(*job, *recipe, code=2, env=slurm.environment).stderr
     assert "72 processes cannot host --virtual-ranks 3" in refused
     assert "/proc/nowhere" in refused
     job = ["slurm", SCRIPT, "--nodes", 2, "--gpus-per-node", 1, "--config", "deepspeed_zero1"]
-    refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    refused = vitrail_process(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "2 processes cannot host --virtual-ranks 3 under zero1" in refused
     job = ["slurm", SCRIPT, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
-    refused = vitrail(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    refused = vitrail_process(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
     assert "sbatch refuses the job" in refused
 
 

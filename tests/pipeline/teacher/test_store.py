@@ -251,15 +251,17 @@ def test_the_fingerprint_has_no_field_of_the_student_or_the_hosting(taught: Reci
     assert not {"model.name", "optim.lr", "epochs", "mix.smoothing", "distill.weight", "distill.store"} & names
 
 
-@pytest.mark.dist
-@pytest.mark.usefixtures("no_teacher")
-def test_vitrail_teach_fills_a_store_in_parts(dataset: Dataset, taught: Recipe, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_vitrail_teach_fills_a_store_in_parts(
+    dataset: Dataset, taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = (SCRIPT, "--data", dataset.folder, "--distill.teacher", "resnet20_cifar", "--distill.no-token",
              "--distill.weights", taught.distill.weights, "--distill.store", tmp_path / "store")  # fmt: skip
     for part in range(3):
-        assert "outputs added" in vitrail("teach", *flags, "--part", part, "--parts", 3).stdout
+        assert "outputs added" in vitrail("teach", *flags, "--data.workers", 0, "--part", part, "--parts", 3).stdout
     assert len(list((tmp_path / "store").rglob("*.bin"))) == 12
-    assert " 0 outputs added" in vitrail("teach", *flags).stdout
+    assert " 0 outputs added" in vitrail("teach", *flags, "--data.workers", 0).stdout
+    monkeypatch.setattr(outputs, "build_teacher", lambda recipe: pytest.fail("the teacher was built"))
     student = replace(taught, model=TINY.model)
     train_here(dataset, tmp_path / "run", stored(student, tmp_path / "store", token=False))
     assert "--distill.store is missing" in vitrail("teach", *flags[:-2], code=2).stderr
