@@ -1,9 +1,11 @@
 """The loader: the order of its batches, the time spent waiting for them, and workers that end with their process."""
 
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -20,14 +22,35 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
 
-def assert_ended(processes: list[psutil.Process]) -> None:
+def left(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Return those that have not ended soon."""
     end = time.monotonic() + SOON
-    while time.monotonic() < end and any(running(processes)):
+    while time.monotonic() < end and running(processes):
         time.sleep(0.1)
-    left = running(processes)
-    for process in left:
-        process.kill()
-    assert left == []
+    return running(processes)
+
+
+class Loading(NamedTuple):
+    """A process whose loader has filled its pipes."""
+
+    process: subprocess.Popen[str]
+    workers: list[psutil.Process]
+
+
+@pytest.fixture
+def loading() -> Iterator[Loading]:
+    process = start(PROGRAMS / "loading.py")
+    workers: list[psutil.Process] = []
+    try:
+        assert process.stdout
+        workers += [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(running(workers)) == 4
+        time.sleep(1)  # until the pipes are full
+        yield Loading(process, workers)
+    finally:
+        for alive in [process, *running(workers)]:
+            alive.kill()
+        process.communicate()
 
 
 def test_batches_come_step_by_step_and_virtual_rank_by_virtual_rank() -> None:
@@ -49,32 +72,19 @@ def test_the_time_spent_waiting_is_counted() -> None:
 
 @pytest.mark.dist
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_that_nobody_reads_from_end_with_a_process_that_is_killed(number: int) -> None:
-    process = start(PROGRAMS / "loading.py")
-    assert process.stdout
-    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
-    assert len(running(workers)) == 4
-    time.sleep(1)  # until the pipes are full
-    process.send_signal(number)
-    assert process.wait(SOON) == -number
-    assert_ended(workers)
-    process.communicate()
+def test_workers_that_nobody_reads_from_end_with_a_process_that_is_killed(loading: Loading, number: int) -> None:
+    loading.process.send_signal(number)
+    assert loading.process.wait(SOON) == -number
+    assert left(loading.workers) == []
 
 
 @pytest.mark.dist
-def test_a_worker_outlives_requests_to_stop() -> None:
-    process = start(PROGRAMS / "loading.py")
-    assert process.stdout
-    workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+def test_a_worker_outlives_requests_to_stop(loading: Loading) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        for worker in workers:
+        for worker in loading.workers:
             worker.send_signal(number)
     time.sleep(0.5)
-    alive = len(running(workers))
-    process.kill()
-    assert_ended(workers)
-    process.communicate()
-    assert alive == 4
+    assert running(loading.workers) == loading.workers
 
 
 @pytest.mark.dist
@@ -85,8 +95,11 @@ def test_a_training_that_is_killed_leaves_no_process_behind(dataset: Dataset, tm
     end = time.monotonic() + 120
     while time.monotonic() < end and process.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.1)
-    workers = psutil.Process(process.pid).children(recursive=True)
-    assert len(workers) >= 4
+    workers = [] if process.poll() else psutil.Process(process.pid).children(recursive=True)
     process.kill()
-    assert_ended(workers)
-    process.communicate()
+    alive = left(workers)
+    for worker in alive:
+        worker.kill()
+    said = process.communicate()
+    assert len(workers) >= 4, said
+    assert alive == []
