@@ -192,13 +192,13 @@ def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> di
         "weights": ("zero3", "fsdp2"),
         "gradients": ("zero2", "zero3", "fsdp2"),
         "moments": ("zero1", "zero2", "zero3", "fsdp2"),
-        "average": ("zero3", "fsdp2"),
+        "ema": ("zero3", "fsdp2"),
     }
     whole = {
         "weights": weights,
         "gradients": gradients,
         "moments": gradients * MOMENTS[recipe.optim.name],
-        "average": weights if recipe.ema.decay else 0,
+        "ema": weights if recipe.ema.decay else 0,
     }
     shared = {
         part: -(-size // hosting.processes) if hosting.engine in sharing[part] else size for part, size in whole.items()

@@ -160,7 +160,7 @@ class Optim:
     lr: Annotated[float, RUN, POSITIVE]  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: Annotated[int, RUN, NOT_NEGATIVE] = 512  # images; 0: the rate is taken as it is
     weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, 1-D parameters, tokens and positions
-    betas: Annotated[tuple[float, float], RUN, Range(0, 0.999999), ADAPTIVE] = (0.9, 0.999)  # decay of the moments: adam, adamw, lamb
+    betas: Annotated[tuple[float, float], RUN, Range(0, 0.999999), ADAPTIVE] = (0.9, 0.999)  # of adam, adamw, lamb
     momentum: Annotated[float, RUN, SHARE, SGD] = 0.9  # of sgd
     warmup_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 5.0  # epochs in which the rate rises linearly
     warmup_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-6  # rate of the first step, not scaled
@@ -243,8 +243,8 @@ class Recipe:
     virtual_ranks: Annotated[int, VIEW, AT_LEAST_1]  # equal parts of the batch with their own order and mixing
     epochs: Annotated[int, RUN, AT_LEAST_1]  # how often --data.epoch is gone through
     seed: Annotated[int, VIEW, Range(0, 2**63 - 1)] = 0  # of everything that is random
-    precision: Annotated[Literal["auto", "bf16", "fp32"], FREE, COST] = "auto"  # auto: bf16 where the device computes in it
-    micro_batch: Annotated[int, FREE, COST, NOT_NEGATIVE] = 0  # most images of one forward pass; 0: a virtual rank's part
+    precision: Annotated[Literal["auto", "bf16", "fp32"], FREE, COST] = "auto"  # auto: bf16 where it is native
+    micro_batch: Annotated[int, FREE, COST, NOT_NEGATIVE] = 0  # most images of a forward pass; 0: a virtual rank's
 
     @property
     def rank_batch(self) -> int:

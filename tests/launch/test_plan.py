@@ -48,7 +48,7 @@ def test_memory_is_shared_as_the_engine_shares_it() -> None:
         engine: memory(TINY, Hosting(processes=16, engine=engine, precision="bf16"), 1600, 1600)
         for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
     }
-    parts = ("weights", "gradients", "moments", "average")
+    parts = ("weights", "gradients", "moments", "ema")
     assert [by_engine["ddp"][part] for part in parts] == [1600, 1600, 3200, 1600]
     assert [by_engine["zero1"][part] for part in parts] == [1600, 1600, 200, 1600]
     assert [by_engine["zero2"][part] for part in parts] == [1600, 100, 200, 1600]

@@ -6,16 +6,14 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.checkpoint import load_newest
-from pipeline.config import Finetune, Model, Optim
-from pipeline.model.build import build_model, build_student, on_meta
+from pipeline.config import Finetune, Model
+from pipeline.model.build import build_model, build_student
 from pipeline.model.finetune import add_head_norm, freeze, frozen_modules, parameters_by_part, rate_scales
 from pipeline.model.student import Student
-from pipeline.model.weights import as_timm_names_them
-from pipeline.update.optimizer import build_optimizer, update
+from pipeline.update.optimizer import build_optimizer
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.running import metrics, summary, train_here
@@ -99,21 +97,6 @@ def test_rates_of_a_vit_fall_by_block() -> None:
     assert scales["pos_embed"] == scales["patch_embed.proj.weight"] == pytest.approx(0.75**13)
 
 
-def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
-    net = build_model(TINY.model, 4, seed=0)
-    before = {name: value.detach().clone() for name, value in net.named_parameters()}
-    scales = rate_scales(net, Finetune(rates="geometric", decay=0.5))
-    optimizer = build_optimizer(
-        net, replace(TINY, optim=Optim(name="sgd", lr=1, momentum=0.0, weight_decay=0.0)), scales
-    )
-    for parameter in net.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    update(optimizer, lr=0.1, clip=0.0)
-    for name, value in net.named_parameters():
-        moved = torch.full_like(value, 0.1 * scales[name])
-        torch.testing.assert_close(before[name] - value, moved, rtol=1e-3, atol=1e-6)
-
-
 def test_what_is_not_trained_costs_no_gradient_no_moments_and_is_in_evaluation_mode() -> None:
     net = build_model(replace(TINY.model, drop_path=0.9), 4, seed=0)
     freeze(net, Finetune(strategy="partial-1"))
@@ -189,28 +172,6 @@ def test_a_normed_head_starts_as_the_head_it_replaces() -> None:
     normed = (features - features.mean(0)) / features.var(0, unbiased=False).add(1e-6).sqrt()
     torch.testing.assert_close(net.head(features), head(normed), rtol=1e-4, atol=1e-5)
     assert [name for name, _ in net.head.named_parameters()] == ["weight", "bias"]
-
-
-def test_weights_of_other_classes_need_a_new_head(dataset: Dataset, tmp_path: Path) -> None:
-    path = tmp_path / "seven.safetensors"
-    save_file(build_model(TINY.model, 7, seed=0).state_dict(), path)
-    seven = replace(TINY, model=replace(TINY.model, weights=str(path)))
-    with pytest.raises(BadRequest, match=r"head.bias is \[7\], not \[4\]"):
-        on_meta(seven)
-    on_meta(replace(seven, model=replace(seven.model, new_head=True)))
-    net = build_model(replace(seven.model, new_head=True), 4, seed=1)
-    assert torch.equal(net.head.weight, build_model(TINY.model, 4, seed=1).head.weight)
-    assert torch.equal(net.cls_token, build_model(TINY.model, 7, seed=0).cls_token)
-
-
-@pytest.mark.parametrize("name", ["vgg16_bn", "resnet50"])
-def test_weights_of_torchvision_fit(name: str) -> None:
-    with torch.device("meta"):
-        theirs, ours = torchvision.models.get_model(name).state_dict(), timm.create_model(name)
-    renamed = as_timm_names_them(theirs, ours)
-    assert {key: value.shape for key, value in renamed.items()} == {
-        key: value.shape for key, value in ours.state_dict().items()
-    }
 
 
 def test_fields_that_do_not_go_together_are_named(dataset: Dataset, tmp_path: Path) -> None:

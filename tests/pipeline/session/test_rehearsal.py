@@ -11,7 +11,8 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.session.rehearsal import measured_speed
+from pipeline.session.rehearsal import forward_flops, measured_speed
+from recipes import deit_small
 from shards.dataset import Dataset
 from tests.tiny import HERE
 
@@ -49,3 +50,8 @@ def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part
     job = job_of(recipe)
     assert "the head alone for 5 steps, then" in shown
     assert f"blocks {job.parameters['blocks'][0]:,} of" in shown
+
+
+def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:
+    # 4.6 G multiply-adds: DeiT issue tracker and timm's tables; one of them is two operations
+    assert forward_flops(deit_small.RECIPE) / 2e9 == pytest.approx(4.6, abs=0.05)

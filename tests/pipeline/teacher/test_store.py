@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
-from pipeline.config import Distill, Model, Recipe
+from pipeline.config import Distill, Recipe
 from pipeline.data.order import Order
 from pipeline.errors import StoreError
 from pipeline.fingerprints import DATA, TEACHER, VIEWS
@@ -18,7 +17,7 @@ from pipeline.teacher.store import Store, differences, path_of, store_fingerprin
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import PROGRAMS, SCRIPT, metrics, run, start, summary, traces, train_here, vitrail
+from tests.running import SCRIPT, metrics, run, start, summary, traces, train_here, vitrail
 from tests.tiny import HERE, TINY
 
 ORDER = Order(shard_sizes=(40,), seed=0, batch=12, virtual_ranks=3)  # 3 steps an epoch, 4 views a rank and step
@@ -266,21 +265,3 @@ def test_vitrail_teach_fills_a_store_in_parts(
     train_here(dataset, tmp_path / "run", stored(student, tmp_path / "store", token=False))
     assert "--distill.store is missing" in vitrail("teach", *flags[:-2], code=2).stderr
     assert "--part 3 of --parts 3" in vitrail("teach", *flags, "--part", 3, "--parts", 3, code=2).stderr
-
-
-@pytest.mark.dist
-def test_a_cnn_trains_alike_on_one_process_and_on_two(dataset: Dataset, tmp_path: Path) -> None:
-    for processes in (1, 2):
-        arguments = ("--data", dataset.folder, "--output", tmp_path / str(processes), "--max-steps", 2)
-        run(PROGRAMS / "cnn.py", *arguments, processes=processes)
-    one, two = (load_file(tmp_path / str(processes) / "model.safetensors") for processes in (1, 2))
-    assert one["bn1.num_batches_tracked"] == two["bn1.num_batches_tracked"] == 2
-    assert max((one[name].float() - two[name].float()).abs().max().item() for name in one) < 1e-4
-    taught_by_it = replace(HERE, distill=Distill(teacher=f"local-dir:{tmp_path / '1'}", token=False))
-    train_here(dataset, tmp_path / "student", taught_by_it, max_steps=1)
-
-
-def test_batch_norm_and_micro_batches_do_not_go_together(dataset: Dataset, tmp_path: Path) -> None:
-    cnn = replace(HERE, model=Model(name="resnet20_cifar", img_size=16), micro_batch=2)
-    with pytest.raises(BadRequest, match="has batch norm"):
-        train_here(dataset, tmp_path, cnn)
