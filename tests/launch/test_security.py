@@ -19,7 +19,7 @@ import torch
 from accelerate.state import AcceleratorState
 from webdataset.compat import WebDataset
 
-from launch import bench, drill, slurm
+from launch import bench, doctor, drill, slurm
 from launch.cli import VERBS, call
 from pipeline.config import Distill
 from pipeline.request import Request
@@ -85,9 +85,16 @@ class Here(Executor):
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def submit(self, do: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        AcceleratorState._reset_state(reset_partial_state=True)  # each process has one precision
         done: Future[Any] = Future()
         done.set_result(do(*arguments, **options))
         return done
+
+
+def session(broken: drill.Drill, fault: str, step: int, last_step: int) -> str:
+    """Train in this process what a drill would train in others."""
+    train_here(read_dataset(Path(broken.job.data)), broken.folder.path, broken.job.recipe, max_steps=last_step)
+    return ""
 
 
 @pytest.fixture
@@ -98,6 +105,8 @@ def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SETTINGS", {"bf16": bench.SETTINGS["bf16"], "fp32": bench.SETTINGS["fp32"]})
     monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
     monkeypatch.setattr(drill, "FAULTS", ())
+    monkeypatch.setattr(drill, "session", session)
+    monkeypatch.setattr(doctor, "all_reduce", lambda *_: doctor.Finding("all-reduce", None, "not tried"))
     monkeypatch.setattr(slurm, "sbatch", lambda script, *_: "not asked")
 
 
@@ -109,7 +118,7 @@ TEACHER = (
 )
 RECIPE = str(SCRIPT)
 
-# what each verb is asked to do with the data set; those with workers or processes of their own are marked
+# what each verb is asked to do with the data set; those that start processes are marked
 CALLS: dict[str, list[tuple[str, ...]]] = {
     "shards": [("verify", "{data}"), ("show", "{data}"), ("show", "{data}", "--json")],
     "order": [(RECIPE, *DATA, "--json")],
@@ -117,13 +126,14 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "teach": [(RECIPE, *DATA, *TEACHER, "--epochs", "1")],
     "ladder": [(RECIPE, *DATA, *OUTPUT, "--epochs", "1", "--rungs", "linear")],
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
+    "doctor": [(RECIPE, *DATA, *OUTPUT)],
+    "drill": [(RECIPE, *DATA, "--processes", "1")],
+    "bench": [("step", RECIPE, *DATA)],
     "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
 }
 CALLS_WITH_PROCESSES: dict[str, list[tuple[str, ...]]] = {
     "shards": [("index", "{data}", "--processes", "1")],
-    "doctor": [(RECIPE, *DATA, *OUTPUT)],
-    "drill": [(RECIPE, *DATA, "--processes", "1")],
-    "bench": [("loader", RECIPE, *DATA), ("step", RECIPE, *DATA), ("recipe", RECIPE, *DATA)],
+    "bench": [("loader", RECIPE, *DATA), ("recipe", RECIPE, *DATA)],
 }
 CASES = [
     pytest.param(name, arguments, id=" ".join([name, *arguments[:1]]).replace(RECIPE, "RECIPE"), marks=marks)
