@@ -25,8 +25,9 @@ from pipeline.config import Distill
 from pipeline.request import Request
 from pipeline.run import carry_out
 from pipeline.teacher.teacher import write_random_weights
-from shards.dataset import Dataset, index_dataset, read_dataset
+from shards.dataset import Dataset, describe, read_dataset, write_dataset
 from shards.errors import BadRequest, VitrailError
+from shards.index import index_tar, write_index
 from tests.running import SCRIPT, train_here
 from tests.tiny import HERE
 
@@ -53,21 +54,30 @@ def trapped(dataset: Dataset, sentinel: Path, tmp_path_factory: pytest.TempPathF
     """The folder of a data set whose every sample brings pickles."""
     folder = tmp_path_factory.mktemp("trapped") / "data"
     pickled = pickle.dumps(Trap(sentinel))
-    for tar in sorted(dataset.folder.glob("*/*.tar")):
-        path = folder / tar.relative_to(dataset.folder)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(tar) as source, tarfile.open(path, "w") as target:
-            for member in source:
-                content = source.extractfile(member)
-                assert content
-                target.addfile(member, content)
-                if member.name.endswith(".cls"):
-                    for extension in PICKLES:
-                        trap = tarfile.TarInfo(f"{member.name.removesuffix('.cls')}.{extension}")
-                        trap.size = len(pickled)
-                        target.addfile(trap, io.BytesIO(pickled))
-    index_dataset(folder, 1)
+    indexes = {}
+    for split, index in dataset.splits.items():
+        (folder / split).mkdir(parents=True)
+        parts = []
+        for shard in index.shards:
+            path = folder / split / shard.name
+            add_pickles(index.folder / shard.name, path, pickled)
+            rows = index_tar(path)
+            parts.append((describe(path, rows), rows))
+        indexes[split] = write_index(folder / split, parts)
+    write_dataset(folder, list(dataset.classes), indexes)
     return folder
+
+
+def add_pickles(source: Path, target: Path, pickled: bytes) -> None:
+    """Copy a tar and put pickles beside every image."""
+    with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+        for member in old:
+            new.addfile(member, old.extractfile(member))
+            if member.name.endswith(".cls"):
+                for extension in PICKLES:
+                    trap = tarfile.TarInfo(f"{member.name.removesuffix('.cls')}.{extension}")
+                    trap.size = len(pickled)
+                    new.addfile(trap, io.BytesIO(pickled))
 
 
 @pytest.fixture(autouse=True)
@@ -118,18 +128,20 @@ TEACHER = (
 )
 RECIPE = str(SCRIPT)
 
-# what each verb is asked to do with the data set; those that start processes are marked
+# what each verb is asked to do with the data set
 CALLS: dict[str, list[tuple[str, ...]]] = {
     "shards": [("verify", "{data}"), ("show", "{data}"), ("show", "{data}", "--json")],
     "order": [(RECIPE, *DATA, "--json")],
     "preview": [(RECIPE, *DATA, "--output", "{tmp}/views.png")],
-    "teach": [(RECIPE, *DATA, *TEACHER, "--epochs", "1")],
-    "ladder": [(RECIPE, *DATA, *OUTPUT, "--epochs", "1", "--rungs", "linear")],
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
     "doctor": [(RECIPE, *DATA, *OUTPUT)],
+    "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
+}
+SLOW_CALLS: dict[str, list[tuple[str, ...]]] = {
+    "teach": [(RECIPE, *DATA, *TEACHER, "--epochs", "1")],
+    "ladder": [(RECIPE, *DATA, *OUTPUT, "--epochs", "1", "--rungs", "linear")],
     "drill": [(RECIPE, *DATA, "--processes", "1")],
     "bench": [("step", RECIPE, *DATA)],
-    "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
 }
 CALLS_WITH_PROCESSES: dict[str, list[tuple[str, ...]]] = {
     "shards": [("index", "{data}", "--processes", "1")],
@@ -137,14 +149,16 @@ CALLS_WITH_PROCESSES: dict[str, list[tuple[str, ...]]] = {
 }
 CASES = [
     pytest.param(name, arguments, id=" ".join([name, *arguments[:1]]).replace(RECIPE, "RECIPE"), marks=marks)
-    for calls, marks in ((CALLS, ()), (CALLS_WITH_PROCESSES, (pytest.mark.dist,)))
+    for calls, marks in ((CALLS, ()), (SLOW_CALLS, (pytest.mark.slow,)), (CALLS_WITH_PROCESSES, (pytest.mark.dist,)))
     for name, of_verb in calls.items()
     for arguments in of_verb
 ]
 
 
 def test_every_verb_is_tried() -> None:
-    assert {*CALLS, *CALLS_WITH_PROCESSES} == set(VERBS), "say in CALLS what a new verb does with a data set"
+    assert {*CALLS, *SLOW_CALLS, *CALLS_WITH_PROCESSES} == set(VERBS), (
+        "say in CALLS what a new verb does with a data set"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves files to the collector
@@ -172,11 +186,13 @@ def test_a_verb_executes_nothing_of_a_data_set(
     assert call(name, [argument.format(data=trapped, tmp=tmp_path) for argument in arguments]) == 0
 
 
+@pytest.mark.slow
 def test_a_training_executes_nothing_of_a_data_set(trapped: Path, tmp_path: Path) -> None:
     every_image = replace(HERE, epochs=1, data=replace(HERE.data, epoch="images"))
     assert train_here(read_dataset(trapped), tmp_path / "run", every_image) == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_executes_nothing_of_a_data_set(trapped: Path, tmp_path: Path) -> None:
     request = Request(recipe=HERE, data=str(trapped), output=str(tmp_path / "run"), dry_run=True)
     assert carry_out(request) == 0

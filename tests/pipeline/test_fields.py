@@ -180,7 +180,7 @@ def another_value(name: str) -> Any:
         return tuple(0.2 + 0.1 * place for place in range(count))
     if float in found:
         return 0.25
-    return 3 if int in found else "something"
+    return (2 if default == 3 else 3) if int in found else "something"
 
 
 def unmet() -> Iterator[Any]:
@@ -213,7 +213,7 @@ def test_a_value_that_nothing_would_read_is_refused_with_both_flags(
 def test_two_settings_that_ignore_each_other_are_refused() -> None:
     recipe = replace(TINY, augment=replace(TINY.augment, policy="auto"))
     assert [str(problem) for problem in recipe_problems(recipe)] == [
-        "--augment.rand-ops 2 is for --augment.policy rand, not auto: take --augment.rand-ops 0."
+        "--augment.rand-ops 2 is for --augment.policy rand, not for auto: take --augment.rand-ops 0."
     ]
 
 

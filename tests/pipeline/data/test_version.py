@@ -130,6 +130,7 @@ def test_the_version_is_among_the_fingerprints_of_a_job_and_of_its_store(dataset
     assert job.store_fingerprint[VERSION_OF_VIEWS] == views_version()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_other_views_is_refused(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def taught(folder: Path) -> Recipe:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_store_of_other_views_is_refused(dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = taught(tmp_path)
     assert train_here(dataset, tmp_path / "run", recipe, max_steps=1) == 0

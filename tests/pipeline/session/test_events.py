@@ -24,7 +24,7 @@ from pipeline.session.quarantine import Quarantine
 from pipeline.session.session import Parts
 from shards.dataset import Dataset, read_dataset
 from shards.files import read_json_lines
-from tests.running import SCRIPT, run, train_here
+from tests.running import train_here
 from tests.tiny import HERE
 
 SECONDS = 25  # that a step takes
@@ -67,24 +67,28 @@ def saves(
     return saved
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_saved_as_often_as_the_clock_says(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert saves(dataset, tmp_path, monkeypatch, minutes=1, logged=1) == [3, 6, 9, 10]
 
 
+@pytest.mark.slow
 def test_where_nothing_is_logged_the_clocks_checkpoint_comes_one_step_later_and_once(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert saves(dataset, tmp_path, monkeypatch, minutes=1, logged=100) == [4, 8, 10]
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_by_a_clock_that_is_off(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert saves(dataset, tmp_path, monkeypatch, minutes=0, logged=1) == [10]
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_before_the_minutes_have_passed(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,6 +166,7 @@ def damaged(dataset: Dataset, tmp_path: Path) -> Dataset:
     return read_dataset(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "goes_on"), [(3 / 70, True), (2.99 / 70, False), (0.0, False)])
 def test_a_run_stops_above_the_share_of_unusable_samples_and_not_at_it(
     damaged: Dataset, tmp_path: Path, share: float, goes_on: bool
@@ -175,13 +180,3 @@ def test_a_run_stops_above_the_share_of_unusable_samples_and_not_at_it(
     keys = [line["key"] for line in named(tmp_path / "run")]
     assert len(keys) == len(set(keys))
     assert (sorted(keys) == ["000003", "000033", "000063"]) == (share > 0)
-
-
-@pytest.mark.dist
-def test_two_processes_that_resume_count_an_unusable_sample_once(damaged: Dataset, tmp_path: Path) -> None:
-    data = ("--data", damaged.folder, "--data.epoch", "images", "--data.max-bad", 3.001 / 70, "--epochs", 1)
-    where = ("--output", tmp_path / "run")
-    run(SCRIPT, *data, *where, "--max-steps", 16, processes=2)
-    assert len(named(tmp_path / "run")) == 3
-    run(SCRIPT, *data, *where, processes=2)
-    assert len(named(tmp_path / "run")) == 3

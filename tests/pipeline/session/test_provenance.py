@@ -21,6 +21,8 @@ from shards.files import read_json, read_json_lines
 from tests.running import PROGRAMS, run, train_here
 from tests.tiny import HERE, STEPS
 
+pytestmark = pytest.mark.slow  # whole runs
+
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
     return list(read_json_lines(RunFolder(folder).sessions))
