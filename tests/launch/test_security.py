@@ -157,7 +157,7 @@ CASES = [
 
 def test_every_verb_is_tried() -> None:
     assert {*CALLS, *SLOW_CALLS, *CALLS_WITH_PROCESSES} == set(VERBS), (
-        "say in CALLS what a new verb does with a data set"
+        "say in CALLS what a new verb is asked"
     )
 
 
