@@ -156,9 +156,7 @@ CASES = [
 
 
 def test_every_verb_is_tried() -> None:
-    assert {*CALLS, *SLOW_CALLS, *CALLS_WITH_PROCESSES} == set(VERBS), (
-        "say in CALLS what a new verb is asked"
-    )
+    assert {*CALLS, *SLOW_CALLS, *CALLS_WITH_PROCESSES} == set(VERBS), "say in CALLS what a new verb is asked"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves files to the collector
