@@ -72,7 +72,7 @@ Arm = Callable[[], float]  # a round of it: images/s
 class Bench(RecipeVerb):
     """A benchmark of a recipe."""
 
-    json: Json = False
+    json: Json = False  # for scripts, instead of a table
 
     def job(self, arguments: list[str]) -> Job:
         """Return what is measured: one virtual rank, on data that is made up where none is named."""

@@ -34,7 +34,14 @@ class Ladder(RecipeVerb):
     Takes the recipe's own fields too: --data, --output, --model.weights, --epochs, ...
     """
 
-    rungs: tuple[str, ...] = ("linear", "partial-1/2", "partial-1", "partial-2", "full", "gradual")  # strategies
+    rungs: tuple[str, ...] = (
+        "linear",
+        "partial-1/2",
+        "partial-1",
+        "partial-2",
+        "full",
+        "gradual",
+    )  # values of --finetune.strategy
 
     def __call__(self, arguments: list[str]) -> int:
         """Run what is not run yet, print the table, and draw ladder.png."""

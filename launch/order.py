@@ -16,9 +16,9 @@ class ShowOrder(RecipeVerb):
     Takes the recipe's own fields too: --data, --seed, --batch, ...
     """
 
-    epoch: int = 0
-    step: int = 0  # within the epoch
-    json: Json = False
+    epoch: int = 0  # from 0
+    step: int = 0  # within the epoch, from 0
+    json: Json = False  # for scripts, instead of a table
 
     def __call__(self, arguments: list[str]) -> int:
         """Print one line a view, or one JSON list."""

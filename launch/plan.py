@@ -32,14 +32,14 @@ class MakePlan(RecipeVerb):
     Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
     """
 
-    nodes: int = 1
-    gpus_per_node: int = 8
-    engine: EngineName = "ddp"
+    nodes: int = 1  # of the cluster
+    gpus_per_node: int = 8  # one process each
+    engine: EngineName = "ddp"  # how processes share weights, gradients and moments
     images_per_second: float = 0.0  # of one GPU; 0: what --dry-run measured into the same --output, if it did
     link: float = 12.5  # GB/s that a node sends to another
     price: float = 0.0  # of a GPU-hour, in any currency
     precision: Precision = "bf16"  # of the activations
-    json: Json = False
+    json: Json = False  # for scripts, instead of a table
 
     def __call__(self, arguments: list[str]) -> int:
         """Print a table, or JSON for scripts."""

@@ -28,7 +28,7 @@ class Build(Verb):
     samples_per_shard: int = 1000  # images a tar
     holdout: float = 0.0  # share of the images to set aside as `val`, for a source with one split
     classes: tuple[str, ...] = ()  # only these, in this order; all, if none is named
-    processes: int = os.cpu_count() or 1
+    processes: int = os.cpu_count() or 1  # that work beside each other
     parts: int = 1  # jobs beside each other, on one file system
     part: int = 0  # the one that this is, from 0
 
@@ -73,7 +73,7 @@ class MakeIndex(Verb):
     """Index tars made elsewhere, DIR/<split>/*.tar, as they are."""
 
     folder: tyro.conf.Positional[Path]
-    processes: int = os.cpu_count() or 1
+    processes: int = os.cpu_count() or 1  # that work beside each other
 
     def __call__(self) -> int:
         """Index, and say what is there."""
@@ -86,7 +86,7 @@ class Verify(Verb):
     """Check every byte of the shards against the index."""
 
     folder: tyro.conf.Positional[Path]
-    json: Json = False
+    json: Json = False  # for scripts
 
     def __call__(self) -> int:
         """Return 0 if all is well, else 1."""
@@ -105,7 +105,7 @@ class Show(Verb):
     """Count and describe a data set."""
 
     folder: tyro.conf.Positional[Path]
-    json: Json = False
+    json: Json = False  # for scripts
 
     def __call__(self) -> int:
         """Print a table, or JSON for scripts."""

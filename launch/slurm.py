@@ -27,13 +27,13 @@ class Slurm(RecipeVerb):
     Takes the recipe's own fields too: --data, --output, --epochs, ...
     """
 
-    nodes: int = 1
+    nodes: int = 1  # of the job
     gpus_per_node: int = 8  # 0: none
     processes_per_node: int = 0  # 0: as many as GPUs, one at least
-    time: str = "24:00:00"  # then the run saves, and the job queues itself again
+    time: str = "24:00:00"  # time limit; shortly before it the run saves, and the job queues itself again
     partition: str = ""  # empty: the cluster's default
     config: str = "ddp_multinode"  # of launch/configs
-    submit: tyro.conf.FlagCreatePairsOff[bool] = False  # instead of printing
+    submit: tyro.conf.FlagCreatePairsOff[bool] = False  # submit the script instead of printing it
 
     def __call__(self, arguments: list[str]) -> int:
         """Check the request as the job would, then print or submit the script."""

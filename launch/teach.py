@@ -17,8 +17,8 @@ class Teach(RecipeVerb):
     Stop it and start it as you like; what is there stays. As N jobs beside each other: --parts N --part 0, 1, ...
     """
 
-    part: int = 0  # of the parts
-    parts: int = 1  # into which the work is divided
+    part: int = 0  # which of the parts this is, from 0
+    parts: int = 1  # jobs that share the work
 
     def __call__(self, arguments: list[str]) -> int:
         """Ask, store, and say how many outputs were added."""

@@ -94,7 +94,7 @@ class Augment:
     flip: Annotated[float, VIEW, SHARE] = 0.5  # probability of a mirrored view
     policy: Annotated[Literal["rand", "auto", "three"], VIEW, COST] = "rand"  # Rand-, Auto- (1805.09501), 3-Augment
     rand_ops: Annotated[int, VIEW, COST, NOT_NEGATIVE, RAND] = 0  # RandAugment: operations a view; 0: none
-    rand_magnitude: Annotated[float, VIEW, Range(0, 10), RAND] = 9.0  # of 10
+    rand_magnitude: Annotated[float, VIEW, Range(0, 10), RAND] = 9.0  # strength of the operations, 0 to 10
     rand_std: Annotated[float, VIEW, NOT_NEGATIVE, RAND] = 0.5  # standard deviation of the magnitude
     rand_prob: Annotated[float, VIEW, SHARE, RAND] = 0.5  # probability of each operation
     jitter: Annotated[float, VIEW, SHARE] = 0.0  # brightness, contrast, saturation change by a factor within 1 +- this
@@ -123,15 +123,13 @@ class Distill:
     weights: Annotated[str, FREE, TAUGHT] = ""  # its weights, a file; empty: the published ones, or the run's
     img_size: Annotated[int | None, VIEW, COST, AT_LEAST_1, TAUGHT] = None  # side of its input; None: as it was trained
     mean: Annotated[tuple[float, float, float] | None, VIEW, SHARE, TAUGHT] = None  # None: as it was trained
-    std: Annotated[tuple[float, float, float] | None, VIEW, POSITIVE_SHARE, TAUGHT] = None  # the same
+    std: Annotated[tuple[float, float, float] | None, VIEW, POSITIVE_SHARE, TAUGHT] = None  # None: as trained
     loss: Annotated[Literal["hard", "soft"], VIEW, TAUGHT] = "hard"  # the teacher's class (DeiT, Eq. 3), or Eq. 2
     weight: Annotated[float, RUN, SHARE, TAUGHT] = 0.5  # share of the teacher's loss: 1/2 in Eq. 3, lambda in Eq. 2
     tau: Annotated[float, RUN, POSITIVE, TAUGHT, SOFT] = 1.0  # temperature of the soft loss
     kl: Annotated[Literal["paper", "code"], RUN, TAUGHT, SOFT] = "paper"  # Eq. 2, or 1/classes of it: deit/losses.py
     token: Annotated[bool, RUN, TAUGHT] = True  # the teacher teaches a distillation token's head; no: the class token's
-    fusion: Annotated[Literal["paper", "code"], FREE, TAUGHT, TOKEN] = (
-        "paper"  # when evaluated: mean of softmaxes, or logits
-    )
+    fusion: Annotated[Literal["paper", "code"], FREE, TAUGHT, TOKEN] = "paper"  # of the heads: softmaxes, or logits
     top: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT, SOFT] = 0  # classes kept of a soft output, in fp16; 0: all, exactly
     store: Annotated[str, FREE, TAUGHT] = ""  # folder of stored outputs: read where they are there, else added
     store_epochs: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT] = 0  # after so many epochs the same views again; 0: never
@@ -145,11 +143,9 @@ class Finetune:
     norm: Annotated[bool, RUN, COST] = False  # the final norm is trained too
     head_norm: Annotated[bool, RUN] = False  # batch norm without affine before the head, for linear probes (MAE, A.1)
     head_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 0.0  # gradual: epochs of the head alone
-    head_lr: Annotated[float, RUN, POSITIVE, GRADUAL] = 1e-3  # rate of these epochs
+    head_lr: Annotated[float, RUN, POSITIVE, GRADUAL] = 1e-3  # gradual: rate of the head's own epochs
     rates: Annotated[Literal["same", "geometric", "divided", "linear"], RUN] = "same"  # by layer, from the head down
-    decay: Annotated[float, RUN, POSITIVE, BY_LAYER] = (
-        1.0  # factor a block, divisor a part, or share of the first layer
-    )
+    decay: Annotated[float, RUN, POSITIVE, BY_LAYER] = 1.0  # factor of a block, divisor of a part, or the first's share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +205,9 @@ class Compute:
 class Spike:
     """What to do where a loss or a gradient is not finite, or a loss leaps: its samples are named in any case."""
 
-    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = "stop"  # or skip its step, or all since a checkpoint
+    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = (
+        "stop"  # end; skip its step; or all since a checkpoint
+    )
     factor: Annotated[float, FREE, NOT_NEGATIVE] = 0.0  # a loss of so many medians of 32 steps leaps; 0: none does
     limit: Annotated[int, FREE, NOT_NEGATIVE, SKIPPING] = 3  # spikes of a run that are skipped; the next one stops it
 
@@ -275,7 +273,8 @@ LOCAL_DIR: Final = "local-dir:"  # before the folder of a run, in the place of a
 def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that make the run what it is; two runs that differ in none see the same numbers.
 
-    Fields that are not known, of a recipe read back from JSON, are among them.
+    Where a loss leaps, `spike` may skip steps in one of them; its checkpoints say which. Fields that are not known, of a
+    recipe read back from JSON, are among them.
     """
     kept = {name: value for name, value in flatten(recipe).items()
             if name not in FIELDS or FIELDS[name].role is not Role.FREE}  # fmt: skip

@@ -77,8 +77,9 @@ class RunFolder:
         sessions = list(read_json_lines(self.sessions))
         for session in sessions:
             if session["ended"] is None:
-                reached = max((line["step"] for line in self.logged("train")), default=session["from_step"])
-                session |= {"to_step": reached, "ended": "killed"}
+                # as far as is known: by the log, and by the checkpoint that the next one goes on from
+                logged = max((line["step"] for line in self.logged("train")), default=0)
+                session |= {"to_step": max(logged, session["from_step"], record["from_step"]), "ended": "killed"}
         _write_lines(self.sessions, [*sessions, {**record, "to_step": None, "ended": None}])
 
     def end_session(self, to_step: int, ended: str) -> None:

@@ -21,7 +21,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         if field.range and (complaint := field.range.complaint(value)):
             yield Problem(field.name, f"{written(field.name, value).replace(' ', ' is ', 1)}; it {complaint}.")
         yield from _without_meaning(field, values)
-    if recipe.virtual_ranks > 0 and recipe.batch % recipe.virtual_ranks:
+    if min(recipe.virtual_ranks, recipe.batch) > 0 and recipe.batch % recipe.virtual_ranks:
         fitting = [k for k in range(1, recipe.batch + 1) if recipe.batch % k == 0]
         nearest = min(fitting, key=lambda k: abs(k - recipe.virtual_ranks))
         yield Problem(

@@ -7,7 +7,7 @@ copy). Erasing is drawn here and done on the device, on normalised pixels (`pipe
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.random import Generator
@@ -105,7 +105,7 @@ def affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     )
 
 
-def enhanced(enhancer: Callable[[Image.Image], ImageEnhance._Enhance]) -> Op:
+def enhanced(enhancer: Callable[[Image.Image], Any]) -> Op:
     """Return the operation that blends by 1 + 0.9 level, at least 0.1; level 0 changes nothing."""
     return lambda image, level: enhancer(image).enhance(max(0.1, 1 + 0.9 * level))
 

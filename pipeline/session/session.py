@@ -169,7 +169,7 @@ def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> I
     try:
         yield session
     except BaseException as error:
-        session.ended = f"failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        session.ended = " ".join(["failed:", type(error).__name__, *str(error).splitlines()[:1]])
         raise
     finally:
         if job.hosting.main:
@@ -205,7 +205,11 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     ]
     before, now = snapshot.state["fingerprints"], job.fingerprints
     found += [
-        Problem(name, f"the checkpoint of step {step} was made with another {name}: {before[name]}, not {now[name]}.")
+        Problem(
+            name,
+            f"the checkpoint of step {step} was made with another {name}: {before[name]}, not {now[name]}. "
+            f"Go on with the former, or name another --output.",
+        )
         for name in (DATA, VIEWS, TEACHER, START)  # an evaluation split may change: it has no part in the weights
         # a file of starting weights may be gone: it has done its part
         if before[name] != now[name] and not (name == START and job.recipe.model.weights and now[name] is None)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import Ema as EmaSettings
+from pipeline.library_internals import move_towards
 
 
 class Ema:
@@ -22,8 +23,6 @@ class Ema:
         if self._settings.warmup:
             decay = min(decay, 1 - step ** (-2 / 3))  # timm's ModelEmaV3 with use_warmup
         names = [name for name, value in self.tensors.items() if value.is_floating_point()]
-        torch._foreach_lerp_(
-            [self.tensors[name] for name in names], [tensors[name].detach() for name in names], weight=1 - decay
-        )
+        move_towards([self.tensors[name] for name in names], [tensors[name].detach() for name in names], 1 - decay)
         for name in self.tensors.keys() - set(names):
             self.tensors[name].copy_(tensors[name])

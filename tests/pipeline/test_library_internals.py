@@ -30,6 +30,7 @@ NO_LIBRARY = {*OURS, *sys.stdlib_module_names}
 
 
 @pytest.mark.dist
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
 def test_the_workers_of_a_loader_are_ended() -> None:
     batches = iter(DataLoader(torch.arange(1000), batch_size=None, num_workers=2))  # type: ignore[arg-type]
     next(batches)

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch import Tensor
 
 from pipeline.config import Recipe
+from pipeline.folder import RunFolder
 from pipeline.hosting import hosting_of_launch
 from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
@@ -17,29 +19,47 @@ from tests.tiny import ENGINES, HERE
 
 NAMES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 SAVED, LAST = 3, 5  # steps
+PROGRAM = PROGRAMS / "engines.py"
+
+
+def saved_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return what a run's checkpoint of step SAVED holds, by file and name."""
+    checkpoint = RunFolder(folder).checkpoints / f"step-{SAVED:08d}"
+    files = {path.stem: load_file(path) for path in sorted(checkpoint.glob("*.safetensors"))}
+    return {f"{file}/{name}": tensor for file, tensors in files.items() for name, tensor in tensors.items()}
 
 
 @pytest.mark.dist
 @pytest.mark.timeout(900)
 def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, tmp_path: Path) -> None:
-    script = PROGRAMS / "engines.py"
+    # any engine saves the same tensors, and any goes on from them: so any pair does
     for processes in (1, 2):
-        run_launched("fsdp2", script, "matrix", tmp_path, dataset.folder, SAVED, *NAMES, processes=processes)
+        run_launched("fsdp2", PROGRAM, "matrix", tmp_path, dataset.folder, SAVED, *NAMES, processes=processes)
     saved = [tmp_path / f"{engine}-{processes}" for engine in NAMES for processes in (1, 2)]
-    cases = [f"{engine}={start}" for engine in NAMES for start in saved]
+    starts = [tmp_path / "ddp-1", tmp_path / "zero3-2"]
+    cases = [f"{engine}={start}" for engine in NAMES for start in starts]
     for processes in (1, 2):
-        run_launched("fsdp2", script, "matrix", tmp_path, dataset.folder, LAST, *cases, processes=processes)
+        run_launched("fsdp2", PROGRAM, "matrix", tmp_path, dataset.folder, LAST, *cases, processes=processes)
     train_here(dataset, tmp_path / "unbroken", ENGINES, max_steps=LAST)
     expected = [line["loss"] for line in metrics(tmp_path / "unbroken", "train")]
-    weights = load_file(tmp_path / "unbroken" / "model_ema.safetensors")
+    tensors = saved_tensors(saved[0])
     for start in saved:
         assert [line["loss"] for line in metrics(start, "train")] == pytest.approx(expected[:SAVED], rel=1e-5), start
+        others = saved_tensors(start)
+        assert others.keys() == tensors.keys(), start
+        for name, tensor in tensors.items():
+            assert (others[name].dtype, others[name].shape) == (tensor.dtype, tensor.shape), (start.name, name)
+            # weights move by the rate; moments are of gradients, whose sums have another order
+            bound = 0.01 * ENGINES.optim.lr if not name.startswith("optimizer") else 1e-4 * tensor.abs().max().item()
+            assert (others[name] - tensor).abs().max().item() <= bound + 1e-9, (start.name, name)
+    weights = load_file(RunFolder(tmp_path / "unbroken").ema_weights)
+    for start in starts:
         for engine in NAMES:
             for processes in (1, 2):
                 folder = tmp_path / f"{engine}-{processes}-of-{start.name}"
                 losses = [line["loss"] for line in metrics(folder, "train")]
                 assert losses == pytest.approx(expected[SAVED:], rel=1e-4), folder.name
-                averaged = load_file(folder / "model_ema.safetensors")
+                averaged = load_file(RunFolder(folder).ema_weights)
                 worst = max((averaged[name] - weights[name]).abs().max().item() for name in weights)
                 assert worst < 0.01 * ENGINES.optim.lr, folder.name
 
