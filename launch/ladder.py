@@ -16,6 +16,8 @@ from pipeline.session.session import DONE, run_job
 from shards.errors import BadRequest, Problem
 from shards.files import read_json, write_json
 
+RUNGS: Final = ("linear", "partial-1/2", "partial-1", "partial-2", "full", "gradual")
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -34,14 +36,7 @@ class Ladder(RecipeVerb):
     Takes the recipe's own fields too: --data, --output, --model.weights, --epochs, ...
     """
 
-    rungs: tuple[str, ...] = (
-        "linear",
-        "partial-1/2",
-        "partial-1",
-        "partial-2",
-        "full",
-        "gradual",
-    )  # values of --finetune.strategy
+    rungs: tuple[str, ...] = RUNGS  # values of --finetune.strategy
 
     def __call__(self, arguments: list[str]) -> int:
         """Run what is not run yet, print the table, and draw ladder.png."""

@@ -205,9 +205,7 @@ class Compute:
 class Spike:
     """What to do where a loss or a gradient is not finite, or a loss leaps: its samples are named in any case."""
 
-    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = (
-        "stop"  # end; skip its step; or all since a checkpoint
-    )
+    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = "stop"  # or skip its step, or all from a checkpoint
     factor: Annotated[float, FREE, NOT_NEGATIVE] = 0.0  # a loss of so many medians of 32 steps leaps; 0: none does
     limit: Annotated[int, FREE, NOT_NEGATIVE, SKIPPING] = 3  # spikes of a run that are skipped; the next one stops it
 
@@ -273,8 +271,8 @@ LOCAL_DIR: Final = "local-dir:"  # before the folder of a run, in the place of a
 def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that make the run what it is; two runs that differ in none see the same numbers.
 
-    Where a loss leaps, `spike` may skip steps in one of them; its checkpoints say which. Fields that are not known, of a
-    recipe read back from JSON, are among them.
+    Where a loss leaps, `spike` may skip steps in one of them; its checkpoints say which. Fields that are not known, of
+    a recipe read back from JSON, are among them.
     """
     kept = {name: value for name, value in flatten(recipe).items()
             if name not in FIELDS or FIELDS[name].role is not Role.FREE}  # fmt: skip
