@@ -39,12 +39,12 @@ from webdataset.compat import WebDataset
 from launch.plan import activations
 from launch.verb import Json, RecipeVerb, resolved
 from pipeline.checkpoint import Writer
-from pipeline.config import Compute, Precision, Recipe
+from pipeline.config import Compute, Distill, Precision, Recipe
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
 from pipeline.folder import RunFolder
 from pipeline.hosting import build_accelerator
-from pipeline.job import REHEARSAL, Job
+from pipeline.job import PLANNING, Job
 from pipeline.model.build import build_student, on_meta, timm_arguments
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
@@ -77,7 +77,7 @@ class Bench(RecipeVerb):
     def job(self, arguments: list[str]) -> Job:
         """Return what is measured: one virtual rank, on data that is made up where none is named."""
         request = self.request(arguments)
-        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), REHEARSAL)
+        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), PLANNING)
 
     def tell(self, *results: "Measured") -> int:
         """Print measurements, as tables or as one JSON list."""
@@ -169,7 +169,7 @@ def in_turn(what: str, arms: Mapping[str, Arm], over: str, notes: dict[str, str]
 
 
 def alone(recipe: Recipe, precision: Precision) -> Recipe:
-    """Return a recipe as one virtual rank trains it, of published weights without them."""
+    """Return a recipe as one virtual rank trains it, without published weights and without a teacher."""
     images = recipe.rank_batch if torch.accelerator.is_available() else min(recipe.rank_batch, IMAGES_ON_CPU)
     return replace(
         recipe,
@@ -178,6 +178,7 @@ def alone(recipe: Recipe, precision: Precision) -> Recipe:
         epochs=10_000,
         precision=precision,
         model=replace(recipe.model, pretrained=False, weights="", new_head=False),
+        distill=Distill(),
         data=replace(recipe.data, subset=0),
         checkpoint=replace(recipe.checkpoint, every_steps=0, every_minutes=0.0),
         eval=replace(recipe.eval, every_epochs=0),

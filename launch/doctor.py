@@ -21,7 +21,7 @@ from launch.verb import RecipeVerb, resolved
 from pipeline.data.decode import decode
 from pipeline.data.loader import LOOK_AHEAD
 from pipeline.hosting import Hosting
-from pipeline.job import REHEARSAL, Job
+from pipeline.job import PLANNING, Job
 from pipeline.session.provenance import versions
 from shards.dataset import read_dataset
 from shards.errors import VitrailError
@@ -52,7 +52,7 @@ class Doctor(RecipeVerb):
     def __call__(self, arguments: list[str]) -> int:
         """Print a table; return 1 if something is bad."""
         request = self.request(arguments)
-        job = resolved(replace(request, data=""), REHEARSAL)  # data that cannot be used is a finding
+        job = resolved(replace(request, data=""), PLANNING)  # data that cannot be used is a finding
         findings = examine(job, request.data)
         if job.hosting.main:
             show(findings)
@@ -153,8 +153,7 @@ def shared_memory(job: Job) -> Finding:
 
 def disk(job: Job) -> Finding:
     """Whether the checkpoints that are kept, and one that is being written, fit on the disk."""
-    existing = existing_folder(job)
-    needed = job.checkpoint_bytes * (job.recipe.checkpoint.keep + 1)
+    existing, needed = job.folder.existing, job.checkpoint_space
     free = shutil.disk_usage(existing).free
     writable = os.access(existing, os.W_OK)
     found = f"{existing}: {free / 1e9:.1f} GB free, {needed / 1e9:.2f} GB for checkpoints" + (
@@ -163,15 +162,9 @@ def disk(job: Job) -> Finding:
     return Finding("disk", free > needed and writable, found)
 
 
-def existing_folder(job: Job) -> Path:
-    """Return the run's folder, or the nearest above it that there is."""
-    path = job.folder.path
-    return next(folder for folder in (path, *path.resolve().parents) if folder.exists())
-
-
 def clock(job: Job) -> Finding:
     """Whether this clock and that of the output's file system agree; logs of several nodes are sorted by them."""
-    existing = existing_folder(job)
+    existing = job.folder.existing
     try:
         with tempfile.NamedTemporaryFile(dir=existing) as file:
             skew = abs(os.stat(file.name).st_mtime - time.time())

@@ -14,7 +14,7 @@ from launch.verb import Json, RecipeVerb, resolved
 from pipeline.config import EngineName, Precision, Recipe
 from pipeline.fields import flag
 from pipeline.hosting import Hosting
-from pipeline.job import REHEARSAL, Job
+from pipeline.job import PLANNING, Job
 from pipeline.model.build import build_student
 from pipeline.model.student import Student
 from pipeline.session.rehearsal import measured_speed
@@ -48,10 +48,9 @@ class MakePlan(RecipeVerb):
             for name in ("nodes", "gpus_per_node", "link")
             if getattr(self, name) <= 0
         ]
-        hosting = Hosting(
-            processes=max(1, self.nodes * self.gpus_per_node), engine=self.engine, precision=self.precision
-        )
-        job = resolved(self.request(arguments), REHEARSAL, hosting, found)
+        processes = max(1, self.nodes * self.gpus_per_node)  # of fewer nothing follows
+        hosting = Hosting(processes=processes, engine=self.engine, precision=self.precision)
+        job = resolved(self.request(arguments), PLANNING, hosting, found)
         speed, measured = (self.images_per_second, "") if self.images_per_second else measured_speed(job)
         cluster = Cluster(self.nodes, self.gpus_per_node, self.link, speed, measured, self.price)
         plan = make_plan(job, cluster)

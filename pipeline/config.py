@@ -282,7 +282,7 @@ def identity(recipe: Recipe | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def view_fields(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields that decide which views there are, what they look like, and what is kept of a teacher's word.
+    """Return the fields that decide which views there are, what they look like, and what is kept of a teacher.
 
     The student, its optimizer, the number of epochs and the hosting are not among them.
     """

@@ -4,6 +4,7 @@ them."""
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +31,17 @@ def file_sha256(path: Path) -> str:
     """Return the hash of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unchanged_sha256(path: Path) -> str:
+    """Return the hash of a file that many jobs of this process ask for: read again only where it was written."""
+    status = path.stat()
+    return _sha256_of(path.resolve(), status.st_mtime_ns, status.st_size)
+
+
+@cache
+def _sha256_of(path: Path, mtime_ns: int, size: int) -> str:
+    return file_sha256(path)
 
 
 def json_sha256(value: Any) -> str:

@@ -13,7 +13,7 @@ from shards.files import atomic_write, read_json_lines
 
 
 class RunFolder:
-    """The places of a run's files; nothing is made or opened by naming them."""
+    """The paths of a run's files; nothing is made or opened by naming them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,6 +34,11 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def existing(self) -> Path:
+        """The folder, or the nearest above it that there is."""
+        return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""
         return self.traces / f"rank-{process}.jsonl"
@@ -45,13 +50,17 @@ class RunFolder:
         Raises BadRequest if another process is in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
+            lock.acquire()
         except Timeout as error:
             raise BadRequest.of(
                 "output", f"--output {self}: another process is working on this run; stop it, or wait."
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finished_steps(self) -> int | None:
         """Return the steps that the summary says are done, None where there is none."""

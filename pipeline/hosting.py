@@ -81,7 +81,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
     return Hosting(
         processes=_number("WORLD_SIZE", 1),
         process=launched_process(),
-        local_process=_number("LOCAL_RANK", 0),
+        local_process=launched_process(local=True),
         engine=engine,
         deepspeed=settings,
         precision=native_precision() if recipe.precision == "auto" else recipe.precision,
@@ -90,9 +90,9 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
     )
 
 
-def launched_process() -> int:
-    """Return the number of this process among those that the launcher started."""
-    return _number("RANK", 0)
+def launched_process(*, local: bool = False) -> int:
+    """Return the number of this process among those that the launcher started, or among those on this node."""
+    return _number("LOCAL_RANK" if local else "RANK", 0)
 
 
 def _number(variable: str, otherwise: int) -> int:

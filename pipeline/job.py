@@ -17,7 +17,7 @@ from pipeline.config import Recipe, identity
 from pipeline.data.order import Order, order_of
 from pipeline.data.version import views_version
 from pipeline.errors import StoreError
-from pipeline.fingerprints import DATA, START, TEACHER, VIEWS, file_sha256
+from pipeline.fingerprints import DATA, START, TEACHER, VIEWS, unchanged_sha256
 from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
 from pipeline.model.batch_norm import BatchNorms
@@ -41,13 +41,15 @@ class Need(NamedTuple):
     model: bool = True  # that it can be built, and fits the data
     data: bool = False  # a data set
     output: bool = False  # a folder that takes a run's checkpoints
-    weights: bool = False  # a teacher's, and those that the model starts from
+    start: bool = False  # a file of weights that the model starts from, where one is named
+    weights: bool = False  # a teacher's, published or in a file
     store: bool = False  # of teacher outputs, where one is named
 
 
-TRAINING: Final = Need(data=True, output=True, weights=True, store=True)
+TRAINING: Final = Need(data=True, output=True, start=True, weights=True, store=True)
 FILLING: Final = Need(data=True, weights=True, store=True)  # a store
-REHEARSAL: Final = Need()  # makes up what is missing
+REHEARSAL: Final = Need(start=True)  # makes up what else is missing
+PLANNING: Final = Need()  # computes nothing with the weights that are named
 LOOKING: Final = Need(model=False, data=True)  # at views
 
 
@@ -113,6 +115,12 @@ class Job:
         return self.parameter_count * BYTES_A_PARAMETER
 
     @property
+    def checkpoint_space(self) -> int:
+        """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more."""
+        kept = self.recipe.checkpoint.keep
+        return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
+
+    @property
     def virtual_ranks(self) -> range:
         """The virtual ranks that this process hosts."""
         return self.hosting.virtual_ranks(self.recipe.virtual_ranks)
@@ -149,11 +157,11 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     except BadRequest as error:
         found += error.problems
     if job.dataset:
-        found += split_problems(job.dataset)
+        found += split_problems(recipe, job.dataset)
     if need.model:
         found += data_problems(recipe, job.dataset) if job.dataset else []
         try:
-            job = replace(job, parameters=_parameters(job, found))
+            job = replace(job, parameters=_parameters(job, need, found))
         except BadRequest as error:
             found += error.problems
         found += _teacher_problems(recipe, need, found)
@@ -189,7 +197,7 @@ def _goes_on(job: Job) -> bool:
     return job.resume not in ("auto", "never") or bool(checkpoint.checkpoints(job.folder.checkpoints))
 
 
-def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
+def _parameters(job: Job, need: Need, found: list[Problem]) -> dict[str, tuple[int, int]]:
     """Return the parameters of each part of the model, trained and in all; of none, where its fields are wrong.
 
     Raises BadRequest where it cannot be built, or does not go with what else is asked for.
@@ -197,9 +205,9 @@ def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
     recipe = job.recipe
     if unknown := list(unknown_model("model.name", recipe.model.name)):
         raise BadRequest(unknown)
-    if _concerns(found, "model.", "data.classes"):
+    if _concerns(found, "model.", "data.classes", "finetune.", "seed"):
         return {}
-    net = on_meta(recipe, start=not _goes_on(job))
+    net = on_meta(recipe, start=need.start and not _goes_on(job))
     rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
     if recipe.micro_batch and BatchNorms(net):
         raise BadRequest.of(
@@ -230,16 +238,16 @@ def _store_problems(job: Job) -> list[Problem]:
 def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
     """Return what tells the job's data, views and weights from others.
 
-    Files of weights are hashed in one process: the others are told by it (`share_fingerprints`).
+    Files of weights are hashed in one process: the others hear of it (`share_fingerprints`).
     """
     model, distill = job.recipe.model, job.recipe.distill
     teacher: str | None = "published" if distill.teacher else None
     start: str | None = "published" if model.pretrained else None
     if need.weights and job.hosting.main:
         if distill.teacher and (file := weights_file(distill)):
-            teacher = file_sha256(file)
+            teacher = unchanged_sha256(file)
         if model.weights:  # None for a file that is gone: a run that goes on does not need it
-            start = file_sha256(Path(model.weights)) if Path(model.weights).is_file() else None
+            start = unchanged_sha256(Path(model.weights)) if Path(model.weights).is_file() else None
     return {
         DATA: job.index.fingerprint if job.dataset else None,
         VIEWS: views_version(),
@@ -251,19 +259,17 @@ def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
 def _output_problems(job: Job) -> Iterator[Problem]:
     """Yield what is wrong with the output folder, and with resuming there."""
     folder = job.folder
-    existing = next(path for path in (folder.path, *folder.path.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing) as probe:  # nothing is left behind of a request that is refused
+        with tempfile.TemporaryFile(dir=folder.existing) as probe:  # nothing is left behind where it is refused
             probe.write(bytes(4096))
             probe.flush()
     except OSError as error:
         yield Problem("output", f"--output {folder}: cannot be written to ({error.strerror}).")
         return
-    needed = job.checkpoint_bytes * (job.recipe.checkpoint.keep + 1)
-    if (free := shutil.disk_usage(existing).free) < needed:
+    if (free := shutil.disk_usage(folder.existing).free) < (needed := job.checkpoint_space):
         yield Problem(
             "output",
-            f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB "
+            f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB more "
             f"({job.recipe.checkpoint.keep} kept and one being written).",
         )
     saved = checkpoint.checkpoints(folder.checkpoints)

@@ -119,6 +119,9 @@ def _distill_problems(recipe: Recipe) -> Iterator[Problem]:
 def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iterator[Problem]:
     """Yield what is wrong with hosting a recipe on so many processes under an engine."""
     ranks = recipe.virtual_ranks
+    if processes < 1:
+        yield Problem("processes", f"{processes} processes train nothing; start one at least.")
+        return
     if processes > ranks > 0:
         yield Problem(
             "virtual_ranks",
@@ -151,8 +154,8 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
         )
 
 
-def split_problems(dataset: Dataset) -> Iterator[Problem]:
-    """Yield what is wrong with a data set for every recipe."""
+def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with looking at a data set as a recipe does."""
     for index in dataset.splits.values():
         highest = int(index.rows["label"].max())
         if highest >= len(dataset.classes):
@@ -161,6 +164,11 @@ def split_problems(dataset: Dataset) -> Iterator[Problem]:
             )
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)}).")
+    elif (images := len(dataset.splits["train"])) < recipe.data.subset:
+        yield Problem(
+            "data.subset",
+            f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.folder}.",
+        )
 
 
 def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
@@ -171,15 +179,7 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             f"{dataset.folder} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
             f"To train on this data: --data.classes {len(dataset.classes)}",
         )
-    images = len(dataset.splits["train"]) if "train" in dataset.splits else None
-    if images is None:
-        return
-    if images < recipe.data.subset:
-        yield Problem(
-            "data.subset",
-            f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.folder}.",
-        )
-    elif (shown := recipe.data.subset or images) < recipe.batch:
+    if "train" in dataset.splits and (shown := recipe.data.subset or len(dataset.splits["train"])) < recipe.batch:
         yield Problem(
             "batch",
             f"--batch {recipe.batch} is more than the {shown} training images of {dataset.folder}; "

@@ -31,13 +31,13 @@ def main(recipe: Recipe, *, parts: Parts = PARTS, adapt: Callable[[Recipe], Reci
         code = carry_out(replace(request, recipe=adapt(request.recipe)), parts)
     except BadRequest as error:
         code = WRONG
-        if speaks:
+        if speaks or launched_process(local=True) == 0:  # what is missing may be missing on one node alone
             listed = "\n".join(f"  - {problem}" for problem in error.problems)
             print(f"{recipe.name}: the request cannot be run:\n{listed}", file=sys.stderr)
     except (VitrailError, OSError) as error:
         code = FAILED
         print(f"{recipe.name}: {error}", file=sys.stderr)
-    except Exception:  # a mistake of ours, or of the machine: told in full, then ended like any other
+    except Exception:  # a mistake of ours, or of the machine: printed in full, then ended like any other
         code = FAILED
         traceback.print_exc()
     sys.stdout.flush()

@@ -169,5 +169,5 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
             for first in range(0, len(images), size):
                 part = slice(first, first + size)
                 last = rank == hosted[-1] and first + size >= len(images)
-                said = None if outputs is None else outputs[part]
-                yield MicroBatch(rank, images[part], keys[part], targets[part], said, last)
+                part_outputs = None if outputs is None else outputs[part]
+                yield MicroBatch(rank, images[part], keys[part], targets[part], part_outputs, last)

@@ -32,6 +32,9 @@ class BadRequest(VitrailError):
         self.problems = list(problems)
         super().__init__("\n".join(problem.sentence for problem in self.problems))
 
+    def __reduce__(self) -> tuple[type[Self], tuple[list[Problem]]]:
+        return type(self), (self.problems,)  # so that one process can hand it to others
+
     @classmethod
     def of(cls, field: str, sentence: str) -> Self:
         """Return the refusal for one problem."""

@@ -139,7 +139,7 @@ def classifier_names(net: Any) -> tuple[str, ...]:
 class NormedHead(nn.Linear):
     """A head that normalises its features by batch norm without affine, so that one rate fits any backbone.
 
-    Source: MAE's main_linprobe.py. Its answer is one linear function once it is learnt: see `fold_head_norm`.
+    Source: MAE's main_linprobe.py. It is one linear function once it is learnt: see `fold_head_norm`.
     """
 
     def __init__(self, head: nn.Linear) -> None:

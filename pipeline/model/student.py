@@ -26,7 +26,7 @@ def heads(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def fuse(logits: Tensor, fusion: Literal["paper", "code"]) -> Tensor:
-    """Return the answer [B, C] of heads [H, B, C], as logits: of the mean softmax (DeiT, section 4), or the mean."""
+    """Return the fused logits [B, C] of heads [H, B, C]: of the mean softmax (DeiT, section 4), or the mean."""
     if len(logits) == 1 or fusion == "code":
         return logits.mean(0)
     return logits.log_softmax(2).logsumexp(0)

@@ -45,6 +45,21 @@ class Evaluation(NamedTuple):
     loader: DataLoader[Any]
 
 
+class StopRequest:
+    """Whether this process was asked to stop: by SIGINT, SIGTERM or SIGUSR1, from `listen` on."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def listen(self) -> None:
+        """Take the signals for a request to finish the step, save, and stop."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True  # a second one changes nothing: the checkpoint is on its way
+
+
 class Events:
     """The events of one session of a run.
 
@@ -59,6 +74,7 @@ class Events:
         writer: Writer,
         state: dict[str, Any],
         *,
+        stop: StopRequest | None = None,
         seconds: float = 0.0,
         watch: Watch,
         skipped: Sequence[Span] = (),
@@ -74,7 +90,8 @@ class Events:
         self._watch = watch
         self._skipped = skipped
         self._quarantine = Quarantine(log, run.job.index, run.accelerator)
-        self._asked_to_stop = False  # by a signal, to this process
+        self._eval_quarantine = Quarantine(log, evaluation.split, run.accelerator) if evaluation else None
+        self._stop = stop or StopRequest()
         self._save_asked = False
         self._writer = writer
         self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
@@ -83,14 +100,6 @@ class Events:
         self._saved_at = self._mark = time.monotonic()
         self._mark_step, self._mark_wait = run.first_step, 0.0
         self._training_seconds = 0.0
-
-    def listen(self) -> None:
-        """Take SIGINT, SIGTERM and SIGUSR1 for a request to finish the step, save, and stop."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._asked_to_stop = True  # a second one changes nothing: the checkpoint is on its way
 
     @property
     def wall_seconds(self) -> float:
@@ -133,7 +142,7 @@ class Events:
         self._mark += time.monotonic() - paused
         if self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
-        return self.stopping and not end
+        return self.stopping and done < self.run.schedule.last_step(self.run.first_step, self.run.job.max_steps)
 
     def skip_step(self, step: int) -> bool:
         """Do what is due after a step that is not trained; return True to stop."""
@@ -144,7 +153,7 @@ class Events:
         """Add up over the processes what they know of a step, and have it copied to the host, without waiting."""
         minutes = self.recipe.checkpoint.every_minutes
         save = bool(minutes) and self.log.main and time.monotonic() - self._saved_at > 60 * minutes
-        flags = torch.tensor([self._asked_to_stop, save, self._quarantine.has_news], dtype=torch.float32)
+        flags = torch.tensor([self._stop.asked, save, self._quarantine.has_news], dtype=torch.float32)
         flags = flags.to(self.run.device, non_blocking=True)
         shares = torch.cat([losses / self.recipe.rank_batch, agreed[None] / self.recipe.batch])
         known = self.run.accelerator.reduce(torch.cat([shares, flags]), "sum")
@@ -243,11 +252,11 @@ class Events:
     def evaluate(self, step: int, *, record: bool = True) -> None:
         """Evaluate the weights and their average, and keep the scores."""
         assert self.evaluation
+        assert self._eval_quarantine is not None
         index = self.evaluation.split
         self.scores, unusable = evaluate(self.run.weights.nets(), self.evaluation.loader, self.run.accelerator)
-        quarantine = Quarantine(self.log, index, self.run.accelerator)
-        quarantine.note(unusable)
-        quarantine.share()
+        self._eval_quarantine.note(unusable)
+        self._eval_quarantine.share()
         for weights, score in self.scores.items():
             if not record:
                 continue

@@ -5,6 +5,7 @@ from pipeline.data.device import model_input
 from pipeline.data.loader import load
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
+from pipeline.session.session import share_fingerprints
 from pipeline.teacher.outputs import open_outputs
 from shards.progress import progress
 
@@ -16,6 +17,7 @@ def fill_store(job: Job, *, part: int, parts: int) -> int:
     """
     recipe, steps = job.recipe, job.order.steps_per_epoch
     accelerator = build_accelerator(job.hosting, recipe.compute)
+    job = share_fingerprints(job)
     outputs = open_outputs(recipe, job.order, job.store_fingerprint, accelerator)
     assert outputs.store, "a job that fills a store names one"
     files = [

@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from accelerate.utils import broadcast_object_list, wait_for_everyone
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Recipe, cost_fields
 from pipeline.folder import RunFolder
-from pipeline.hosting import Hosting
+from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import on_meta
 from pipeline.session.session import DONE, run_job, trained_parts
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
-from shards.dataset import Dataset
+from shards.dataset import Dataset, read_dataset
 from shards.files import read_json, write_json
 from shards.synthetic import make_dataset
 
@@ -36,14 +37,21 @@ def rehearse(job: Job) -> int:
     """Rehearse a job and print what was measured; the data set is made up where there is none."""
     main = job.hosting.main
     recipe = smaller(job.recipe, job.hosting.processes)
-    with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as shared:
-        scratch = Path(shared)
+    build_accelerator(job.hosting, recipe.compute)
+    with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as own:
+        shared = [own]
+        broadcast_object_list(shared)  # one folder for all processes; they end their part before it goes
+        scratch = Path(shared[0])
         folder = RunFolder(scratch / "run")
-        dataset = job.dataset or made_up(recipe, scratch / "data")
+        if main and not job.dataset:
+            made_up(recipe, scratch / "data")
+        if main and lacks_weights(recipe.distill):
+            write_random_weights(recipe, scratch / "teacher.safetensors")
+        wait_for_everyone()
+        dataset = job.dataset or read_dataset(scratch / "data")
         dataset = replace(dataset, splits={name: index.head(EVALUATED) if name != "train" else index
                                            for name, index in dataset.splits.items()})  # fmt: skip
         if lacks_weights(recipe.distill):
-            write_random_weights(recipe, scratch / "teacher.safetensors")
             recipe = replace(recipe, distill=replace(recipe.distill, weights=str(scratch / "teacher.safetensors")))
         small = replace(job, recipe=recipe, data=job.data or "made-up images", dataset=dataset, folder=folder)
         if main:
@@ -59,6 +67,7 @@ def rehearse(job: Job) -> int:
                 "cost_fields": cost_fields(job.recipe),
             }
             write_json(job.folder.rehearsal, kept)
+        wait_for_everyone()
     return DONE
 
 

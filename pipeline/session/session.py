@@ -1,7 +1,7 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,22 +13,22 @@ from safetensors.torch import save_file
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot, Writer
-from pipeline.config import identity
 from pipeline.data.batch import EvaluationBatches
+from pipeline.errors import CheckpointError
 from pipeline.fields import differing
-from pipeline.fingerprints import DATA, START, TEACHER, VIEWS, weights_sha256
+from pipeline.fingerprints import START, weights_sha256
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import timm_arguments
 from pipeline.model.finetune import fold_head_norm
 from pipeline.session.evaluate import evaluation_loader
-from pipeline.session.events import Evaluation, Events
+from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
 from pipeline.session.picture import draw_learnt
 from pipeline.session.provenance import begin_session
-from pipeline.session.spike import SpikeFound, Watch, steps_of
+from pipeline.session.spike import Span, SpikeFound, Watch, steps_of
 from pipeline.train import Run, build, train
-from shards.errors import BadRequest, Problem
+from shards.errors import BadRequest, Problem, VitrailError
 from shards.files import atomic_write, write_json
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
@@ -48,22 +48,23 @@ PARTS: Final = Parts()
 
 
 def run_job(job: Job, parts: Parts = PARTS, *, quiet: bool = False) -> int:
-    """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` says nothing."""
+    """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` leaves out the log."""
     accelerator = build_accelerator(job.hosting, job.recipe.compute)
-    job = share_fingerprints(job, accelerator)
+    job = share_fingerprints(job)
     say: Say = print if job.hosting.main else lambda _: None
-    with locked(job, accelerator):
+    with locked(job):
         snapshot = restore(job, say)
         if is_done(job, snapshot):
-            say(
-                f"{job.folder}: all {job.folder.finished_steps()} steps are done. To train anew, name another --output."
-            )
+            steps = job.folder.finished_steps()
+            say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
             return DONE
+        stop = StopRequest()
+        stop.listen()
         with recorded(job, accelerator, snapshot) as session:
             spike: SpikeFound | None = None
             while True:
                 try:
-                    code = run_phase(job, accelerator, snapshot, spike, session, parts, quiet=quiet)
+                    code = run_phase(job, accelerator, snapshot, spike, stop, session, parts, quiet=quiet)
                 except SpikeFound as found:
                     spike = found.with_traceback(None)  # which would keep the run's memory
                 else:
@@ -80,6 +81,7 @@ def run_phase(
     accelerator: Accelerator,
     snapshot: Snapshot | None,
     spike: SpikeFound | None,
+    stop: StopRequest,
     session: "Session",
     parts: Parts,
     *,
@@ -95,36 +97,30 @@ def run_phase(
         job.folder.rewind(step)
     accelerator.wait_for_everyone()
     run = build(job, accelerator, snapshot=snapshot, skipped_steps=steps_of(skipped))
-    evaluation = evaluation_of(job, accelerator)
+    if snapshot:
+        snapshot.tensors.clear()  # as large as the run's own, which has them now
+    hosting, writer = job.hosting, parts.writer()
     with Log(
-        job.folder,
-        step=step,
-        last_step=run.last_step,
-        process=job.hosting.process,
-        trace=job.trace_samples,
-        quiet=quiet,
+        job.folder, step=step, last_step=run.last_step, process=hosting.process, trace=job.trace_samples, quiet=quiet
     ) as log:
-        log.say(introduction(job, run, resumed=snapshot is not None))
-        if evaluation is None:
-            log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
-        if spike:
-            first, last = skipped[-1]
-            epoch = first / run.schedule.steps_per_epoch
-            log.record("event", first, epoch, {**spike.event, "skipped_steps": [first, last]})
-            log.say(f"{spike}. Gone back to step {step}; steps {first} to {last} are skipped.")
+        introduce(job, run, log, spike, skipped, resumed=snapshot is not None)
         events = parts.events(
             run,
             log,
-            evaluation,
-            parts.writer(),
-            {"recipe": asdict(job.recipe), "fingerprints": dict(job.fingerprints)},
+            evaluation_of(job, accelerator),
+            writer,
+            {"recipe": asdict(job.recipe), "identity": job.identity},
+            stop=stop,
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
             skipped=skipped,
         )
-        events.listen()
         try:
             stopped = train(run, events)
+        except BaseException:
+            with suppress(CheckpointError):  # which would hide what ended the training
+                writer.wait()
+            raise
         finally:
             run.feed.close()
             session.to_step = events.finished
@@ -145,18 +141,31 @@ class Session:
     ended: str = ""
 
 
-def share_fingerprints(job: Job, accelerator: Accelerator) -> Job:
-    """Return the job with the fingerprints of the process that hashed the files."""
+def share_fingerprints(job: Job) -> Job:
+    """Return the job with the fingerprints of the process that hashed the files; all processes must ask."""
     shared = [dict(job.fingerprints)]
     broadcast_object_list(shared)
     return replace(job, fingerprints=shared[0])
 
 
+def main_alone(job: Job, action: Callable[[], object]) -> None:
+    """Do something in the main process; where it fails, fail alike in all of them, which would wait for it for good."""
+    failed: list[VitrailError | OSError | None] = [None]
+    if job.hosting.main:
+        try:
+            action()
+        except (VitrailError, OSError) as error:
+            failed = [error]
+    broadcast_object_list(failed)
+    if failed[0]:
+        raise failed[0]
+
+
 @contextmanager
-def locked(job: Job, accelerator: Accelerator) -> Iterator[None]:
+def locked(job: Job) -> Iterator[None]:
     """Keep others out of the run's folder; nothing in it is read before."""
-    with job.folder.lock() if job.hosting.main else nullcontext():
-        accelerator.wait_for_everyone()
+    with ExitStack() as stack:
+        main_alone(job, lambda: stack.enter_context(job.folder.lock()))
         yield
 
 
@@ -164,16 +173,17 @@ def locked(job: Job, accelerator: Accelerator) -> Iterator[None]:
 def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> Iterator[Session]:
     """Record a session from its beginning to its end, however that comes."""
     session = Session(snapshot.step if snapshot else 0)
-    if job.hosting.main:
-        begin_session(job, str(accelerator.device), session.to_step)
+    main_alone(job, lambda: begin_session(job, str(accelerator.device), session.to_step))
     try:
         yield session
     except BaseException as error:
         session.ended = " ".join(["failed:", type(error).__name__, *str(error).splitlines()[:1]])
-        raise
-    finally:
         if job.hosting.main:
-            job.folder.end_session(session.to_step, session.ended)
+            with suppress(OSError):  # on a full disk: what ended the session says so, and what to do
+                job.folder.end_session(session.to_step, session.ended)
+        raise
+    if job.hosting.main:
+        job.folder.end_session(session.to_step, session.ended)
 
 
 def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | None:
@@ -193,26 +203,16 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
         snapshot = checkpoint.load(named)
     if snapshot is None:
         return None
-    step = snapshot.step
-    saved, wanted = identity(snapshot.state["recipe"]), identity(job.recipe)
+    saved, wanted = snapshot.state["identity"], job.identity
     found = [
         Problem(
             name,
-            f"the checkpoint of step {step} was made with {name} = {saved.get(name)}, the request says "
+            f"the checkpoint of step {snapshot.step} was made with {name} = {saved.get(name)}, the request says "
             f"{wanted.get(name)}. Go on with the former, or name another --output.",
         )
         for name in differing(saved, wanted)
-    ]
-    before, now = snapshot.state["fingerprints"], job.fingerprints
-    found += [
-        Problem(
-            name,
-            f"the checkpoint of step {step} was made with another {name}: {before[name]}, not {now[name]}. "
-            f"Go on with the former, or name another --output.",
-        )
-        for name in (DATA, VIEWS, TEACHER, START)  # an evaluation split may change: it has no part in the weights
         # a file of starting weights may be gone: it has done its part
-        if before[name] != now[name] and not (name == START and job.recipe.model.weights and now[name] is None)
+        if not (name == START and wanted[name] is None and job.recipe.model.weights)
     ]
     if found:
         raise BadRequest(found)
@@ -233,6 +233,20 @@ def evaluation_of(job: Job, accelerator: Accelerator) -> Evaluation | None:
         return None
     index = job.dataset.splits[split]
     return Evaluation(index, evaluation_loader(job, index, accelerator))
+
+
+def introduce(
+    job: Job, run: Run, log: Log, spike: SpikeFound | None, skipped: Sequence[Span], *, resumed: bool
+) -> None:
+    """Say what a person should know of a run before its first step, and what it goes back for."""
+    log.say(introduction(job, run, resumed=resumed))
+    if job.dataset and job.dataset.evaluation_split() is None:
+        log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
+    if spike:
+        first, last = skipped[-1]
+        event = {**spike.event, "skipped_steps": [first, last]}
+        log.record("event", first, first / run.schedule.steps_per_epoch, event)
+        log.say(f"{spike}. Gone back to step {run.first_step}; steps {first} to {last} are skipped.")
 
 
 def introduction(job: Job, run: Run, *, resumed: bool) -> str:

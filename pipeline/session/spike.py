@@ -15,7 +15,7 @@ from pipeline.config import Recipe, Spike
 
 Span = tuple[int, int]  # of steps that are skipped, the first and the last of them
 
-WINDOW: Final = 32  # steps, of whose losses a leap is told by their median
+WINDOW: Final = 32  # steps before, whose median loss a leap is measured by
 
 
 def steps_of(skipped: Iterable[Span]) -> frozenset[int]:

@@ -29,6 +29,7 @@ from shards.files import sync_folder, write_json
 
 FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view
 CRC_BYTES: Final = 4
+HEAD: Final = "store.json"  # says which views and which teacher the outputs belong to
 
 
 def store_fingerprint(recipe: Recipe, fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
@@ -41,15 +42,15 @@ def differences(folder: Path, wanted: dict[str, Any]) -> list[Problem]:
 
     Raises StoreError if the folder holds something else.
     """
-    if not (folder / "store.json").exists():
+    if not (folder / HEAD).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StoreError(f"{folder}: neither empty nor a store of teacher outputs (it has no store.json).")
+            raise StoreError(f"{folder}: neither empty nor a store of teacher outputs (it has no {HEAD}).")
         return []
     try:
-        saved = json.loads((folder / "store.json").read_text())
+        saved = json.loads((folder / HEAD).read_text())
         version, held = saved["format_version"], saved["fingerprint"]
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{folder}/store.json: cannot be read ({error}).") from error
+        raise StoreError(f"{folder / HEAD}: cannot be read ({error}).") from error
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{folder}: filled by another version of Vitrail (format {version}; this one reads {FORMAT_VERSION}), and "
@@ -66,16 +67,22 @@ def differences(folder: Path, wanted: dict[str, Any]) -> list[Problem]:
 
 
 class Store:
-    """The outputs for an order's views; `width` is of a record, in numbers of 2 bytes."""
+    """The outputs for an order's views; `width` is of a record, in numbers of 2 bytes.
+
+    Raises StoreError where the folder holds outputs of others.
+    """
 
     def __init__(self, folder: Path, order: Order, width: int, wanted: dict[str, Any]) -> None:
         self.folder = folder
         self._order = order
         self._shape = order.steps_per_epoch, order.rank_batch, width
         self._open: dict[int, _RankEpoch] = {}  # of each virtual rank, the epoch it is in
-        if not (folder / "store.json").exists():
+        if not (folder / HEAD).exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "store.json", {"format_version": FORMAT_VERSION, "fingerprint": wanted})
+            write_json(folder / HEAD, {"format_version": FORMAT_VERSION, "fingerprint": wanted})
+        # as it is now: another job may have begun it meanwhile
+        if found := differences(folder, wanted):
+            raise StoreError("\n".join(problem.sentence for problem in found))
 
     def read(self, order_step: int, rank: int) -> NDArray[np.uint16] | None:
         """Return the records [B, width] of a virtual rank at a step of the order, None if one is not there.

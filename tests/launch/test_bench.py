@@ -1,11 +1,13 @@
 """`vitrail bench`: that every arm runs, and what is made of its speeds; never how fast it is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from launch import bench
 from launch.bench import Measured, against_a_bare_loop, against_timm, alone, bench_loader, bench_step, in_turn
+from pipeline.config import Distill
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from shards.dataset import Dataset
@@ -75,3 +77,8 @@ def test_one_virtual_rank_is_benched_and_its_schedule_does_not_end() -> None:
     small = alone(TINY, "bf16")
     assert (small.batch, small.virtual_ranks, small.precision) == (4, 1, "bf16")
     assert small.epochs > 1000
+
+
+def test_a_benchmark_asks_no_teacher_and_leaves_its_store_alone() -> None:
+    taught = replace(TINY, distill=Distill(teacher="resnet20_cifar", store="somewhere"))
+    assert alone(taught, "bf16").distill == Distill()

@@ -1,6 +1,9 @@
 """Requests: what they ask for, and everything that is wrong with them, said at once."""
 
 import json
+import pickle
+import shutil
+from collections import namedtuple
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from pipeline.job import REHEARSAL, TRAINING, Need, resolve
 from pipeline.request import Request, parse
 from recipes.deit_small import RECIPE
 from shards.dataset import Dataset
-from shards.errors import BadRequest
+from shards.errors import BadRequest, Problem
 from tests.tiny import TINY
+
+Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
 def problems(request: Request, need: Need = TRAINING, hosting: Hosting | None = None) -> list[str]:
@@ -150,3 +155,38 @@ def test_a_launcher_that_names_another_engine_is_one_of_the_problems(monkeypatch
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     found = problems(Request(recipe=replace(TINY, epochs=0)), REHEARSAL)
     assert ["--epochs is 0" in found[0], "FSDP 1" in found[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--seed", "-1"], "--seed is -1; it must lie between 0 and"),
+        (["--finetune.rates", "divided", "--finetune.decay", "0"], "--finetune.decay is 0.0; it must be more than 0."),
+        (["--finetune.strategy", "half"], "--finetune.strategy 'half' is none of full, linear"),
+        (["--data.subset", "1000000"], "--data.subset 1000000 is more than the 70 training images"),
+    ],
+)
+def test_what_is_wrong_is_said_once(dataset: Dataset, arguments: list[str], sentence: str) -> None:
+    (problem,) = problems(parse(TINY, ["--data", str(dataset.folder), *arguments]), REHEARSAL, Hosting())
+    assert problem.startswith(sentence)
+
+
+def test_no_process_at_all_is_refused() -> None:
+    assert of_recipe(TINY, processes=0) == ["0 processes train nothing; start one at least."]
+
+
+def test_a_run_that_goes_on_needs_no_room_for_the_checkpoints_that_it_has(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Request(recipe=TINY, data=str(dataset.folder), output=str(tmp_path))
+    job = resolve(request, TRAINING, Hosting())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 2 * job.checkpoint_bytes))
+    assert "checkpoints need" in problems(request)[0]
+    for step in (2, 4):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    assert problems(request) == []
+
+
+def test_a_refusal_travels_to_another_process_with_all_its_problems() -> None:
+    refusal = BadRequest([Problem("batch", "--batch 0."), Problem("", "And more.")])
+    assert pickle.loads(pickle.dumps(refusal)).problems == refusal.problems

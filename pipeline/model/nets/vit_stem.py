@@ -65,17 +65,17 @@ class ConvStem(nn.Module):
             or width % patch_size
         ):
             raise ValueError(f"its convolutions do not take patches of {patch_size} in images of {img_size} px")
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         modules: list[nn.Module] = []
         for channels, stride in layers:
             modules += [
-                nn.Conv2d(in_chans, channels, 3, stride=stride, padding=1, bias=False, **place),
-                nn.BatchNorm2d(channels, **place),
+                nn.Conv2d(in_chans, channels, 3, stride=stride, padding=1, bias=False, **factory),
+                nn.BatchNorm2d(channels, **factory),
                 nn.ReLU(),
             ]
             in_chans = channels
         self.convs = nn.Sequential(*modules)
-        self.proj = nn.Conv2d(in_chans, embed_dim, 1, bias=bias, **place)
+        self.proj = nn.Conv2d(in_chans, embed_dim, 1, bias=bias, **factory)
         self.patch_size = (patch_size, patch_size)
         self.grid_size = (height // patch_size, width // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]

@@ -14,6 +14,7 @@ from pipeline.run import carry_out
 from pipeline.session.rehearsal import forward_flops, measured_speed
 from recipes import deit_small
 from shards.dataset import Dataset
+from tests.running import SCRIPT, run
 from tests.tiny import HERE
 
 pytestmark = pytest.mark.slow
@@ -55,3 +56,12 @@ def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part
 def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:
     # 4.6 G multiply-adds: DeiT issue tracker and timm's tables; one of them is two operations
     assert forward_flops(deit_small.RECIPE) / 2e9 == pytest.approx(4.6, abs=0.05)
+
+
+@pytest.mark.dist
+def test_several_processes_rehearse_together(tmp_path: Path) -> None:
+    flags = ("--distill.teacher", "resnet20_cifar", "--distill.no-token", "--output", tmp_path / "run")
+    shown = run(SCRIPT, "--dry-run", *flags, processes=2).stdout
+    assert shown.count("Rehearsal of tiny") == 1
+    assert "2 process(es) with [2, 1] virtual ranks" in " ".join(shown.split())
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["rehearsal.json"]

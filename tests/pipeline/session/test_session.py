@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,10 +18,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline import checkpoint
+from pipeline.config import Finetune
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import StepSampler, load
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.folder import RunFolder
+from pipeline.session.events import Events
+from pipeline.session.session import Parts
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.running import PROGRAMS, SCRIPT, metrics, run, start, summary, traces, train_here
@@ -287,3 +291,23 @@ def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
             sizes.append((worker.memory_info().rss, psutil.Process().memory_info().rss))
     grown = [last - first for first, last in zip(sizes[1], sizes[-1], strict=True)]
     assert max(grown) < 8e6
+
+
+@pytest.mark.dist
+def test_processes_that_find_the_folder_taken_end_together(dataset: Dataset, tmp_path: Path) -> None:
+    with RunFolder(tmp_path).lock():
+        ended = run(SCRIPT, "--data", dataset.folder, "--output", tmp_path, processes=2, code=1)
+    assert ended.stderr.count("another process is working on this run") == 1
+
+
+def test_a_request_to_stop_that_comes_while_a_run_is_built_is_not_lost(dataset: Dataset, tmp_path: Path) -> None:
+    class SignalledAtItsStart(Events):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # the head's phase alone would be over before another one asks
+    recipe = replace(HERE, finetune=Finetune(strategy="gradual", head_epochs=0.2), epochs=2)
+    assert train_here(dataset, tmp_path, recipe, Parts(events=SignalledAtItsStart)) == 75
+    (event,) = metrics(tmp_path, "event")
+    assert event["step"] == 1

@@ -104,6 +104,12 @@ def test_a_folder_with_something_else_is_no_store(tmp_path: Path) -> None:
         differences(tmp_path, {})
 
 
+def test_a_store_that_another_job_began_meanwhile_is_not_written_into(tmp_path: Path) -> None:
+    Store(tmp_path, ORDER, 2, {"seed": 1})
+    with pytest.raises(StoreError, match=r"holds outputs for seed = 1, the request says 2 \(--seed\)"):
+        Store(tmp_path, ORDER, 2, {"seed": 2})
+
+
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """The tiny recipe with a distillation token and a CNN that never learnt anything as its teacher."""
