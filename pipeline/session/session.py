@@ -177,7 +177,7 @@ def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> I
     try:
         yield session
     except BaseException as error:
-        session.ended = " ".join(["failed:", type(error).__name__, *str(error).splitlines()[:1]])
+        session.ended = ": ".join(["failed", type(error).__name__, *str(error).splitlines()[:1]])
         if job.hosting.main:
             with suppress(OSError):  # on a full disk: what ended the session says so, and what to do
                 job.folder.end_session(session.to_step, session.ended)
