@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quick test test-clusters test-engines test-rest check bench reproduce clean
+.PHONY: demo quick test test-clusters test-runs test-rest check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -21,20 +21,20 @@ demo: $(VENV)/installed
 quick: $(VENV)/installed
 	$(BIN)/pytest -m "not dist and not slow"
 
-# three lanes side by side: what waits for clusters most of its time, the engines, and the rest.  Each keeps to one
-# core: processes that share cores wait for each other's threads.
+# three lanes side by side on two cores: what waits for clusters much of its time shares a core with the quick ones.  Each
+# keeps to its core: processes that share cores wait for each other's threads.
 test: $(VENV)/installed
-	@$(MAKE) --jobs 3 --no-print-directory test-clusters test-engines test-rest
+	@$(MAKE) --jobs 3 --no-print-directory test-clusters test-runs test-rest
 
 ON = $(if $(shell command -v taskset),taskset --cpu-list $(1))
 CLUSTERS := tests/slurm tests/launch/test_drill.py
-ENGINES := tests/pipeline/update
+RUNS := tests/pipeline/update tests/pipeline/teacher tests/recipes tests/shards
 test-clusters: $(VENV)/installed
 	$(call ON,1) $(BIN)/pytest --durations=10 $(CLUSTERS)
-test-engines: $(VENV)/installed
-	$(call ON,0) $(BIN)/pytest --durations=10 $(ENGINES)
+test-runs: $(VENV)/installed
+	$(call ON,0) $(BIN)/pytest --durations=10 $(RUNS)
 test-rest: $(VENV)/installed
-	$(call ON,1) $(BIN)/pytest --durations=10 $(patsubst %,--ignore=%,$(CLUSTERS) $(ENGINES))
+	$(call ON,1) $(BIN)/pytest --durations=10 $(patsubst %,--ignore=%,$(CLUSTERS) $(RUNS))
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check

@@ -40,10 +40,10 @@ def train_here(
 def start(
     script: Path, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a recipe as a user does, on one process or on several."""
+    """Start a recipe on one process or on several."""
     command = [sys.executable]
     if processes > 1:
-        command += launcher("cpu", processes)
+        command += [str(PROGRAMS / "group.py"), str(processes)]
     return subprocess.Popen(
         [*command, str(script), *map(str, arguments)],
         env={**ENVIRONMENT, **(env or {})},

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from shards.dataset import Dataset
-from tests.running import ROOT, SCRIPT, metrics, vitrail_process
+from tests.running import ROOT, SCRIPT, metrics, vitrail, vitrail_process
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.dist
 
 
-def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_script_is_filled_in_checked_and_submitted(
+    slurm: Slurm, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = [str(SCRIPT), "--nodes", "2", "--gpus-per-node", "0", "--config", "cpu", "--time", "10"]
     recipe = [
         "--data",
@@ -25,7 +27,8 @@ def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Data
         "--max-steps",
         "3",
     ]
-    printed = vitrail_process("slurm", *job, *recipe, env=slurm.environment)
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
+    printed = vitrail("slurm", *job, *recipe)
     assert "#SBATCH --nodes=2\n" in printed.stdout
     assert (
         f"set -- {SCRIPT} --data {dataset.folder} --output '{tmp_path}/a run' --virtual-ranks 2 --max-steps 3\n"
@@ -40,17 +43,20 @@ def test_a_script_is_filled_in_checked_and_submitted(slurm: Slurm, dataset: Data
     assert metrics(tmp_path / "a run", "train")[-1]["step"] == 3
 
 
-def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(slurm: Slurm, dataset: Dataset) -> None:
+def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(
+    slurm: Slurm, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     recipe = ["--data", str(dataset.folder), "--output", "/proc/nowhere"]
     job = ["slurm", SCRIPT, "--nodes", 9, "--gpus-per-node", 8]
-    refused = vitrail_process(*job, *recipe, code=2, env=slurm.environment).stderr
+    refused = vitrail(*job, *recipe, code=2).stderr
     assert "72 processes cannot host --virtual-ranks 3" in refused
     assert "/proc/nowhere" in refused
     job = ["slurm", SCRIPT, "--nodes", 2, "--gpus-per-node", 1, "--config", "deepspeed_zero1"]
-    refused = vitrail_process(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    refused = vitrail(*job, "--data", dataset.folder, code=2).stderr
     assert "2 processes cannot host --virtual-ranks 3 under zero1" in refused
     job = ["slurm", SCRIPT, "--nodes", 3, "--gpus-per-node", 0, "--time", 10]
-    refused = vitrail_process(*job, "--data", dataset.folder, code=2, env=slurm.environment).stderr
+    refused = vitrail(*job, "--data", dataset.folder, code=2).stderr
     assert "sbatch refuses the job" in refused
 
 
