@@ -136,7 +136,7 @@ def test_a_checkpoint_of_other_views_is_refused(
 ) -> None:
     assert train_here(dataset, tmp_path / "run", max_steps=2) == 0
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000002" / "state.json").read_text())
-    assert state["fingerprints"]["version of views"] == views_version()
+    assert state["identity"]["version of views"] == views_version()
     monkeypatch.setattr(pipeline.job, "views_version", lambda: OTHER)
     with pytest.raises(BadRequest) as caught:
         train_here(dataset, tmp_path / "run", max_steps=4)
