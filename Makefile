@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quick test test-clusters test-runs test-rest check bench reproduce clean
+.PHONY: demo quick test test-runs test-rest check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -21,20 +21,17 @@ demo: $(VENV)/installed
 quick: $(VENV)/installed
 	$(BIN)/pytest -m "not dist and not slow"
 
-# three lanes side by side on two cores: what waits for clusters much of its time shares a core with the quick ones.  Each
-# keeps to its core: processes that share cores wait for each other's threads.
+# two lanes side by side, each on a core of its own: processes that share cores wait for each other's threads
 test: $(VENV)/installed
-	@$(MAKE) --jobs 3 --no-print-directory test-clusters test-runs test-rest
+	@$(MAKE) --jobs 2 --no-print-directory test-runs test-rest
 
-ON = $(if $(shell command -v taskset),taskset --cpu-list $(1))
-CLUSTERS := tests/slurm tests/launch/test_drill.py
-RUNS := tests/pipeline/update tests/pipeline/teacher tests/recipes tests/shards
-test-clusters: $(VENV)/installed
-	$(call ON,1) $(BIN)/pytest --durations=10 $(CLUSTERS)
+CORE = $(shell $(PYTHON) -c 'import os; cores = sorted(os.sched_getaffinity(0)); print(cores[$(1) % len(cores)])')
+ON = $(if $(shell command -v taskset),taskset --cpu-list $(call CORE,$(1)))
+RUNS := tests/pipeline/session tests/pipeline/teacher tests/pipeline/update tests/recipes tests/shards
 test-runs: $(VENV)/installed
 	$(call ON,0) $(BIN)/pytest --durations=10 $(RUNS)
 test-rest: $(VENV)/installed
-	$(call ON,1) $(BIN)/pytest --durations=10 $(patsubst %,--ignore=%,$(CLUSTERS) $(RUNS))
+	$(call ON,1) $(BIN)/pytest --durations=10 $(RUNS:%=--ignore=%)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check

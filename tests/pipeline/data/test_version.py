@@ -143,7 +143,7 @@ def test_a_checkpoint_of_other_views_is_refused(
     (problem,) = caught.value.problems
     assert problem.field == "version of views"
     assert problem.sentence.startswith(
-        f"the checkpoint of step 2 was made with another version of views: {views_version()}, not {OTHER}."
+        f"the checkpoint of step 2 was made with version of views = {views_version()}, the request says {OTHER}."
     )
 
 
