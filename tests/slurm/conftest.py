@@ -100,7 +100,7 @@ class Slurm:
         """Return a job's state: PENDING, RUNNING, COMPLETED, FAILED, ..."""
         return self.run("scontrol", "show", "job", "-o", job).partition("JobState=")[2].split()[0]
 
-    def wait_for(self, job: str, *states: str, seconds: float = 240) -> str:
+    def wait_for(self, job: str, *states: str, seconds: float = 480) -> str:
         """Wait until a job is in one of the states, and return it."""
         wait_for(lambda: self.state(job) in states, f"job {job} to be {' or '.join(states)}", seconds)
         return self.state(job)

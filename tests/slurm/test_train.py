@@ -14,7 +14,7 @@ from tests.running import PROGRAMS, ROOT, metrics, summary, traces
 from tests.slurm.conftest import Slurm, wait_for
 from tests.tiny import STEPS
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,19 @@ class Job:
     def reach(self, step: int) -> None:
         """Wait until a step is logged."""
         path = self.folder / "metrics.jsonl"
-        wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text(), f"step {step}", 120)
+        wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text(), f"step {step}", 300)
 
     def end(self) -> None:
         """Wait for the end, which must be a good one."""
-        ended = self.slurm.wait_for(self.number, "COMPLETED", "FAILED", "NODE_FAIL", "CANCELLED", "TIMEOUT")
+        ended = self.slurm.wait_for(
+            self.number,
+            "COMPLETED",
+            "FAILED",
+            "NODE_FAIL",
+            "CANCELLED",
+            "TIMEOUT",
+            seconds=720,  # on one core
+        )
         assert ended == "COMPLETED", f"{ended}: {self.said}"
         assert [line["step"] for line in metrics(self.folder, "train")] == list(range(1, STEPS + 1))
 
