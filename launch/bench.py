@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import psutil
-import timm
 import torch
 import torch.nn.functional as F
 import tyro
@@ -44,8 +43,8 @@ from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
 from pipeline.folder import RunFolder
 from pipeline.hosting import build_accelerator
-from pipeline.job import PLANNING, Job
-from pipeline.model.build import build_student, on_meta, timm_arguments
+from pipeline.job import MEASURING, Job
+from pipeline.model.build import build_model, build_student, on_meta
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
 from pipeline.session.events import Events
@@ -55,9 +54,10 @@ from pipeline.session.spike import Watch
 from pipeline.train import build, train
 from pipeline.update.optimizer import build_optimizer, update
 from shards.dataset import Dataset
+from shards.decode import IMAGE_EXTENSIONS
 from shards.errors import BadRequest
-from shards.index import IMAGE_EXTENSIONS
 from shards.reader import Reader
+from shards.terminal import plain
 
 ROUNDS: Final = 7
 STEPS: Final = 4  # timed in a round
@@ -77,7 +77,7 @@ class Bench(RecipeVerb):
     def job(self, arguments: list[str]) -> Job:
         """Return what is measured: one virtual rank, on data that is made up where none is named."""
         request = self.request(arguments)
-        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), PLANNING)
+        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), MEASURING)
 
     def tell(self, *results: "Measured") -> int:
         """Print measurements, as tables or as one JSON list."""
@@ -144,16 +144,17 @@ class Measured:
 
 def show(measured: Measured) -> None:
     """Print a measurement as a table."""
-    table = Table(title=f"{measured.what}; images/s, {measured.n} rounds in turn")
+    table = Table(title=plain(f"{measured.what}; images/s, {measured.n} rounds in turn"))
     for column in ("arm", "median", "lowest", "highest", ""):
         table.add_column(column, justify="left" if column in ("arm", "") else "right")
     for arm, speeds in measured.speeds.items():
         numbers = (statistics.median(speeds), min(speeds), max(speeds))
-        table.add_row(arm, *(f"{number:.1f}" for number in numbers), measured.notes.get(arm, ""))
+        row = (arm, *(f"{number:.1f}" for number in numbers), measured.notes.get(arm, ""))
+        table.add_row(*map(plain, row))
     console = Console()
     console.print(table)
     for names, ratio in measured.ratios.items():
-        console.print(f"{names}: {ratio:.3f}")
+        console.print(plain(f"{names}: {ratio:.3f}"))
 
 
 def in_turn(what: str, arms: Mapping[str, Arm], over: str, notes: dict[str, str] | None = None) -> Measured:
@@ -177,7 +178,7 @@ def alone(recipe: Recipe, precision: Precision) -> Recipe:
         virtual_ranks=1,
         epochs=10_000,
         precision=precision,
-        model=replace(recipe.model, pretrained=False, weights="", new_head=False),
+        model=recipe.model.from_scratch,
         distill=Distill(),
         data=replace(recipe.data, subset=0),
         checkpoint=replace(recipe.checkpoint, every_steps=0, every_minutes=0.0),
@@ -287,12 +288,7 @@ def against_a_bare_loop(job: Job, loader_cores: int) -> Measured:
     recipe = job.recipe
     with ExitStack() as stack:
         ours = training(job, loader_cores, stack)
-        net = timm.create_model(
-            recipe.model.name,
-            num_classes=recipe.data.classes,
-            drop_path_rate=recipe.model.drop_path,
-            **timm_arguments(recipe.model),
-        )
+        net = build_model(recipe.model.from_scratch, recipe.data.classes, recipe.seed)
         arms = {"vitrail, from shards": ours, "bare loop, one batch": on_one_batch(recipe, net)}
         what = f"{recipe.name}, bf16, {recipe.batch} images a step{kept(loader_cores)}"
         return in_turn(what, arms, "bare loop, one batch")
@@ -369,9 +365,9 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
     dataset = dataset or made_up(recipe, folder / "data")
     extract(dataset, folder / "images")
     model, mix, augment, where = recipe.model, recipe.mix, recipe.augment, device()
-    net = timm.create_model(
-        model.name, num_classes=recipe.data.classes, drop_path_rate=model.drop_path, **timm_arguments(model)
-    ).to(where)
+    assert model.mean, "a job's recipe has it"
+    assert model.std, "and this"
+    net = build_model(model.from_scratch, recipe.data.classes, recipe.seed).to(where)
     optimizer = create_optimizer_v2(net, opt="adamw", lr=1e-6, weight_decay=recipe.optim.weight_decay)
     average = ModelEmaV3(net, decay=recipe.ema.decay) if recipe.ema.decay else None
     mixed = FastCollateMixup(
@@ -418,9 +414,9 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
 
 
 def policy(recipe: Recipe) -> str | None:
-    """Return timm's word for a recipe's RandAugment."""
+    """Return timm's word for a recipe's RandAugment; None where there is none, or one that timm has not."""
     augment = recipe.augment
-    if not augment.rand_ops:
+    if not augment.rand_ops or augment.policy != "rand":
         return None
     return f"rand-n{augment.rand_ops}-m{augment.rand_magnitude:g}-mstd{augment.rand_std:g}-inc1"
 
@@ -454,6 +450,10 @@ def pin(loader_cores: int, *, loader: bool) -> None:
 def bench_loader(recipe: Recipe, dataset: Dataset | None) -> Measured:
     """Prepare a recipe's batches against webdataset with timm's transforms, on the same tars, one worker each."""
     small = alone(recipe, "fp32")
+    if dataset and dataset.splits["train"].cache:
+        raise BadRequest.of(
+            "data", f"--data {dataset.named}: webdataset would run `curl` for it. Name tars that are on this machine."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         dataset = dataset or made_up(small, Path(scratch) / "data")
 
@@ -478,7 +478,7 @@ def their_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
         ratio=augment.ratio, hflip=augment.flip, color_jitter=0.4,
     )  # fmt: skip
     index = dataset.splits["train"]
-    tars = [str(index.folder / shard.name) for shard in index.shards]
+    tars = [index.tar(shard) for shard in range(len(index.shards))]
     stream: Any = WebDataset(tars, shardshuffle=False)
     # members are named and decoded here: webdataset's own decoders unpickle what a data set brings
     samples = stream.repeat().shuffle(200).to_tuple(";".join(IMAGE_EXTENSIONS), "cls")

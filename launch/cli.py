@@ -2,14 +2,16 @@
 
 import argparse
 import difflib
+import os
 import sys
 from importlib import import_module
 from typing import Final
 
-from shards.errors import BadRequest, VitrailError
+from launch.shadowed import shadowed
 
 VERBS: Final = {
     "shards": "build, index, verify and show shards",
+    "models": "what can be trained, of timm, torchvision and Vitrail: parameters, input, head",
     "order": "the views of a global batch: virtual rank, slot, sample key, copy",
     "preview": "a picture of the images as the model sees them, original beside views",
     "teach": "store a teacher's outputs for every view of a recipe, without training a student",
@@ -24,15 +26,22 @@ VERBS: Final = {
 
 def main() -> None:
     """Entry point of `vitrail`."""
-    name = chosen(sys.argv[1:2])
+    if hidden := list(shadowed()):  # nothing of ours can be imported then
+        print("\n".join(f"vitrail: {sentence}" for sentence in hidden), file=sys.stderr)
+        sys.exit(2)
+    from shards.errors import BadRequest, VitrailError, harmless
+
     try:
-        code = call(name, sys.argv[2:])
+        code = call(chosen([harmless(word) for word in sys.argv[1:2]]), sys.argv[2:])
     except BadRequest as error:
         code = 2
-        print("\n".join(f"vitrail: {problem}" for problem in error.problems), file=sys.stderr)
+        print(harmless("\n".join(f"vitrail: {problem}" for problem in error.problems)), file=sys.stderr)
+    except BrokenPipeError:  # `| head` has all it wants; what is held back still is for nobody
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (VitrailError, OSError) as error:
         code = 1
-        print(f"vitrail: {error}", file=sys.stderr)
+        print(harmless(f"vitrail: {error}"), file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
         print("vitrail: stopped; the same command goes on where it was.", file=sys.stderr)
@@ -62,8 +71,10 @@ def call(name: str, arguments: list[str]) -> int:
     import tyro
 
     from launch.verb import RecipeVerb, flags
-    from pipeline.request import misspelt
+    from pipeline.request import at_home, misspelt, refuse_control_characters
+    from shards.errors import BadRequest
 
+    refuse_control_characters(arguments)
     module = import_module(f"launch.{name}")
     verb, others = tyro.cli(
         module.VERB,
@@ -72,6 +83,7 @@ def call(name: str, arguments: list[str]) -> int:
         return_unknown_args=True,
         config=(tyro.conf.OmitSubcommandPrefixes,),
     )
+    verb = at_home(verb)
     if isinstance(verb, RecipeVerb):
         return verb(others)
     if others:

@@ -7,7 +7,6 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,18 +15,19 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launch.verb import RecipeVerb, resolved
-from pipeline.data.decode import decode
-from pipeline.data.loader import LOOK_AHEAD
+from pipeline.config import Recipe
+from pipeline.data.loader import SHARED_MEMORY, free_shared_memory
 from pipeline.hosting import Hosting
-from pipeline.job import PLANNING, Job
+from pipeline.job import PLANNING, Job, open_data
 from pipeline.session.provenance import versions
-from shards.dataset import read_dataset
+from shards.decode import decode
 from shards.errors import VitrailError
 from shards.reader import Reader
+from shards.terminal import plain
 
-SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  where loader workers hand their batches over
 PATIENCE: Final = 30  # seconds for an all-reduce
 SKEW: Final = 5.0  # seconds between this clock and a file system's that are worth a word
 
@@ -72,7 +72,7 @@ def examine(job: Job, data: str) -> list[Finding]:
         shared_memory(job),
         disk(job),
         clock(job),
-        shards(data),
+        shards(data, job.recipe),
     ]
 
 
@@ -140,15 +140,15 @@ def _add_up(rank: int, processes: int, backend: str, meeting: str, number: int |
 
 def shared_memory(job: Job) -> Finding:
     """Whether the batches that loader workers prepare ahead fit into shared memory."""
-    if not SHARED_MEMORY.exists():
+    free = free_shared_memory()
+    if free is None:
         return Finding("shared memory", None, f"no {SHARED_MEMORY} on this system")
-    processes = max(1, torch.accelerator.device_count())
+    processes = max(job.hosting.local_processes, torch.accelerator.device_count())
+    needed = replace(job, hosting=replace(job.hosting, local_processes=processes)).shared_memory(job.hosting.workers)
+    remedy = "" if free >= needed else "; fewer --data.workers, or a larger one (docker run --shm-size)"
     workers = processes * job.hosting.workers
-    needed = workers * LOOK_AHEAD * job.recipe.rank_batch * 3 * job.recipe.model.img_size**2
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    remedy = "" if free > needed else "; fewer --data.workers, or a larger one (docker run --shm-size)"
     found = f"{free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB for {workers} loader workers{remedy}"
-    return Finding("shared memory", free > needed, found)
+    return Finding("shared memory", free >= needed, found)
 
 
 def disk(job: Job) -> Finding:
@@ -173,18 +173,19 @@ def clock(job: Job) -> Finding:
     return Finding("clock", skew < SKEW, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, {skew:.1f} s from the disk's")
 
 
-def shards(data: str) -> Finding:
+def shards(data: str, recipe: Recipe) -> Finding:
     """Whether the first and the last image of every shard can be read and decoded."""
     if not data:
         return Finding("shards", None, "no --data named")
     try:
-        dataset = read_dataset(Path(data))
+        dataset = open_data(data, recipe)
         count, started = 0, time.monotonic()
         for index in dataset.splits.values():
             reader = Reader(index)
             ends = np.concatenate([index.starts[:-1], index.starts[1:] - 1])
             for sample in sorted(set(ends.tolist())):
-                decode(reader.read(sample), index.key(sample))
+                content = reader.read(sample)
+                decode(content, index.key(sample))
                 count += 1
     except (VitrailError, OSError) as error:
         return Finding("shards", False, str(error))
@@ -195,7 +196,7 @@ def shards(data: str) -> Finding:
 def show(findings: list[Finding]) -> None:
     """Print findings as a table."""
     table = Table(show_header=False)
-    marks = {True: "[green]ok[/]", False: "[red]BAD[/]", None: "-"}
+    marks = {True: Text("ok", "green"), False: Text("BAD", "red"), None: Text("-")}
     for finding in findings:
-        table.add_row(finding.what, marks[finding.ok], finding.says)
+        table.add_row(plain(finding.what), marks[finding.ok], plain(finding.says))
     Console().print(table)

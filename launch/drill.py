@@ -21,18 +21,21 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from launch.saboteur import BALLAST, EVERY, drilled
 from launch.verb import RecipeVerb, config_file, engine_named, resolved
 from pipeline import checkpoint
 from pipeline.errors import CheckpointError, TrainingError
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, Summary
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job
 from pipeline.session.rehearsal import made_up
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
-from shards.dataset import HEAD, Dataset
-from shards.files import read_json, write_json
+from shards.dataset import Dataset, write_dataset
+from shards.errors import BadRequest, harmless
+from shards.files import read_json
+from shards.terminal import plain
 
 STEPS: Final = 3  # of a session before its fault
 
@@ -54,6 +57,12 @@ class MakeDrill(RecipeVerb):
         processes = self.processes or min(torch.accelerator.device_count() or 2, request.recipe.virtual_ranks)
         engine, found = engine_named(config)
         job = resolved(request, REHEARSAL, Hosting(processes=processes, engine=engine), found)
+        if job.dataset and job.index.place:
+            raise BadRequest.of(
+                "data",
+                f"--data {job.data}: a drill takes shards away, and does so with those in a folder of Vitrail's alone. "
+                f"Leave --data out, and it makes some up.",
+            )
         return drill(job, self.recipe, arguments, config)
 
 
@@ -140,7 +149,7 @@ FAULTS: Final = (
     Fault("SIGKILL in a save", "", "kill-in-a-save"),
     Fault("a torn checkpoint", "torn or altered.*Taking the checkpoint before it", "stop", torn_checkpoint),
     Fault("a full disk", "cannot be written .*No space left on device", "fill-the-disk", full_disk),
-    Fault("a vanished shard", r"\.tar: No such file or directory", "none", vanished_shard),
+    Fault("a vanished shard", r"\.tar: missing", "none", vanished_shard),
 )
 
 
@@ -163,7 +172,8 @@ def drill(job: Job, recipe: str, arguments: list[str], config: str) -> int:
             unbroken = replace(broken, job=replace(job, folder=RunFolder(root / "unbroken")))
             faults = [fault for fault in FAULTS if has_small_disk or fault.around is not full_disk]
             last_step = (len(faults) + 1) * (STEPS + EVERY)  # more than all sessions take
-            print(f"{small.name}: {last_step} steps of {small.batch} images on {processes} process(es), unbroken ...")
+            name = harmless(small.name)
+            print(f"{name}: {last_step} steps of {small.batch} images on {processes} process(es), unbroken ...")
             started = time.monotonic()
             said = session(unbroken, "none", 0, last_step)
             broken = replace(broken, patience=3 * (time.monotonic() - started) + 60)
@@ -172,7 +182,7 @@ def drill(job: Job, recipe: str, arguments: list[str], config: str) -> int:
             outcomes = []
             for fault in faults:
                 outcomes.append(meet(broken, unbroken, fault, last_step))
-                print(f"  {fault.what}: {outcomes[-1].says}", flush=True)
+                print(harmless(f"  {fault.what}: {outcomes[-1].says}"), flush=True)
             if not has_small_disk:
                 outcomes.append(Outcome("a full disk", None, "not tried: a small disk to fill (tmpfs) needs root"))
             session(broken, "none", 0, last_step)
@@ -209,7 +219,7 @@ def compare(broken: Drill, unbroken: Drill) -> Outcome:
     what = f"the same command, up to step {train_lines(unbroken.folder)[-1]['step']}"
     if not broken.folder.summary.exists():
         return Outcome(what, False, "the run does not end")
-    hashes = [read_json(run.folder.summary)["weights_sha256"] for run in (broken, unbroken)]
+    hashes = [read_json(run.folder.summary, Summary)["weights_sha256"] for run in (broken, unbroken)]
     if hashes[0] != hashes[1] or train_lines(broken.folder) != train_lines(unbroken.folder):
         return Outcome(what, False, f"weights {hashes[0][:16]}, unbroken {hashes[1][:16]}")
     return Outcome(what, True, f"losses and weights as unbroken, bit for bit ({hashes[0][:16]})")
@@ -217,7 +227,7 @@ def compare(broken: Drill, unbroken: Drill) -> Outcome:
 
 def train_lines(folder: RunFolder) -> list[dict[str, Any]]:
     """Return what a run logged of its steps, without what the clock decides."""
-    return [{name: line[name] for name in ("step", "loss", "grad_norm")} for line in folder.logged("train")]
+    return [{name: line.get(name) for name in ("step", "loss", "grad_norm")} for line in folder.logged("train")]
 
 
 def session(broken: Drill, fault: str, step: int, last_step: int) -> str:
@@ -246,8 +256,7 @@ def link_shards(dataset: Dataset, folder: Path) -> None:
     (folder / "train").mkdir(parents=True)
     for path in dataset.splits["train"].folder.iterdir():
         (folder / "train" / path.name).symlink_to(path.resolve())
-    head = read_json(dataset.folder / HEAD)
-    write_json(folder / HEAD, {**head, "splits": {"train": head["splits"]["train"]}})
+    write_dataset(folder, dataset.classes, {"train": dataset.splits["train"]})
 
 
 @contextmanager
@@ -265,8 +274,8 @@ def small_disk(folder: Path, size: int) -> Iterator[bool]:
 
 def show(title: str, outcomes: list[Outcome]) -> None:
     """Print outcomes as a table."""
-    table = Table(title=title, show_header=False)
-    marks = {True: "[green]survived[/]", False: "[red]NOT SURVIVED[/]", None: "-"}
+    table = Table(title=plain(title), show_header=False)
+    marks = {True: Text("survived", "green"), False: Text("NOT SURVIVED", "red"), None: Text("-")}
     for outcome in outcomes:
-        table.add_row(outcome.what, marks[outcome.survived], outcome.says)
+        table.add_row(plain(outcome.what), marks[outcome.survived], plain(outcome.says))
     Console().print(table)

@@ -1,32 +1,42 @@
 """`vitrail ladder`: one data set, one model, several fine-tuning strategies, and what each costs and gives."""
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, product
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Final
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import t as student_t
 
 from launch.verb import RecipeVerb
 from pipeline.config import Recipe
+from pipeline.folder import Summary
 from pipeline.job import TRAINING, Job, resolve
 from pipeline.request import Request
 from pipeline.session.session import DONE, run_job
-from shards.errors import BadRequest, Problem
+from shards.errors import BadRequest, Problem, harmless
 from shards.files import read_json, write_json
+from shards.terminal import plain
 
 RUNGS: Final = ("linear", "partial-1/2", "partial-1", "partial-2", "full", "gradual")
+CONFIDENCE: Final = 0.95  # of the interval that the mean over seeds lies in
 
 
 @dataclass(frozen=True)
 class Rung:
-    """What a strategy gave: top-1 in [0, 1] of the raw weights, parameters, seconds of the whole run."""
+    """What a strategy gave, over its seeds: top-1 in [0, 1] of the raw weights, parameters, seconds of a whole run."""
 
     strategy: str
     trained: int
-    top1: float
-    seconds: float
+    top1: float  # mean
+    interval: float | None  # half of it, by Student's t; None of one seed
+    seconds: float  # mean
+    seeds: Mapping[int, float]  # top-1 of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,44 +47,64 @@ class Ladder(RecipeVerb):
     """
 
     rungs: tuple[str, ...] = RUNGS  # values of --finetune.strategy
+    seeds: tuple[int, ...] = ()  # each strategy is run with each of them; the recipe's alone, if none is named
 
     def __call__(self, arguments: list[str]) -> int:
         """Run what is not run yet, print the table, and draw ladder.png."""
-        return climb(self.request(arguments), self.rungs)
+        return climb(self.request(arguments), self.rungs, self.seeds)
 
 
 VERB: Final = Ladder
 
 
-def climb(request: Request, strategies: tuple[str, ...]) -> int:
-    """Run a recipe with each strategy under the request's folder, and compare; return the exit code of the last run.
+def climb(request: Request, strategies: tuple[str, ...], seeds: tuple[int, ...] = ()) -> int:
+    """Run a recipe with each strategy and seed under the request's folder, and compare; return the last exit code.
 
     Raises BadRequest with all that is wrong with any of them, before the first one is run.
     """
-    jobs: list[Job] = []
+    jobs: dict[str, list[Job]] = {}
     found: list[Problem] = []
-    for strategy in strategies:
-        output = str(request.folder / strategy.replace("/", "_"))
-        rung = replace(request, recipe=on_rung(request.recipe, strategy), output=output)
+    for strategy, seed in product(strategies, seeds or (request.recipe.seed,)):
+        folder = strategy.replace("/", "_") + (f"-seed-{seed}" if seeds else "")
+        recipe = replace(on_rung(request.recipe, strategy), seed=seed)
         try:
-            jobs.append(resolve(rung, TRAINING))
+            job = resolve(replace(request, recipe=recipe, output=str(request.folder / folder)), TRAINING)
+            jobs.setdefault(strategy, []).append(job)
         except BadRequest as error:
             found += [problem for problem in error.problems if problem not in found]
-    if jobs and jobs[0].dataset and jobs[0].dataset.evaluation_split() is None:
+    first = next(iter(jobs.values()), [None])[0]
+    if first and first.dataset and first.dataset.evaluation_split() is None:
         found.append(Problem("data", f"{request.data} has no split `val` or `test` to compare on."))
     if found:
         raise BadRequest(found)
-    rungs = []
-    for job in jobs:
+    for job in chain.from_iterable(jobs.values()):
         code = run_job(job)
         if code != DONE:
             return code
-        summary = read_json(job.folder.summary)
-        strategy = job.recipe.finetune.strategy
-        rungs.append(Rung(strategy, job.trained_parameters, summary["top1"], summary["wall_seconds"]))
+    rungs = [reached(strategy, of_strategy) for strategy, of_strategy in jobs.items()]
     write_json(request.folder / "ladder.json", [asdict(rung) for rung in rungs])
     show(rungs, request.folder)
     return DONE
+
+
+def reached(strategy: str, jobs: Sequence[Job]) -> Rung:
+    """Return what the finished runs of a strategy gave, one a seed."""
+    scores, seconds = {}, []
+    for job in jobs:
+        summary = read_json(job.folder.summary, Summary)
+        assert summary["top1"] is not None, "there is a split to compare on"
+        scores[job.recipe.seed] = summary["top1"]
+        seconds.append(summary["wall_seconds"])
+    values = list(scores.values())
+    return Rung(strategy, jobs[0].trained_parameters, fmean(values), interval(values), fmean(seconds), scores)
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Return how far from their mean the true one lies at most, with so much confidence; None of one value."""
+    if len(values) < 2:
+        return None
+    quantile = float(student_t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def on_rung(recipe: Recipe, strategy: str) -> Recipe:
@@ -83,13 +113,17 @@ def on_rung(recipe: Recipe, strategy: str) -> Recipe:
     return replace(recipe, finetune=replace(recipe.finetune, strategy=strategy, head_epochs=head_epochs))
 
 
-def show(rungs: list[Rung], folder: Path) -> None:
+def show(rungs: Sequence[Rung], folder: Path) -> None:
     """Print the table and draw `ladder.png`."""
-    table = Table(title=f"{folder}: strategies")
+    several = len(rungs[0].seeds) > 1
+    of_seeds = f"{len(rungs[0].seeds)} seeds, {CONFIDENCE:.0%} intervals" if several else ""
+    table = Table(title=plain(f"{folder}: strategies"), caption=of_seeds or None)
     for column in ("strategy", "trained parameters", "top-1", "seconds"):
         table.add_column(column, justify="left" if column == "strategy" else "right")
     for rung in rungs:
-        table.add_row(rung.strategy, f"{rung.trained:,}", f"{rung.top1:.4f}", f"{rung.seconds:.0f}")
+        spread = "" if rung.interval is None else f" ± {rung.interval:.4f}"
+        row = (rung.strategy, f"{rung.trained:,}", f"{rung.top1:.4f}{spread}", f"{rung.seconds:.0f}")
+        table.add_row(*map(plain, row))
     Console().print(table)
     figure = Figure(figsize=(9, 4), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -97,12 +131,15 @@ def show(rungs: list[Rung], folder: Path) -> None:
         (axes[0], "trained parameters", [rung.trained for rung in rungs]),
         (axes[1], "seconds of training", [rung.seconds for rung in rungs]),
     ):
-        axis.scatter(values, [rung.top1 for rung in rungs])
+        bars = [rung.interval or 0.0 for rung in rungs]
+        axis.errorbar(values, [rung.top1 for rung in rungs], bars, fmt="o", capsize=3 if several else 0)
         for rung, value in zip(rungs, values, strict=True):
-            axis.annotate(rung.strategy, (value, rung.top1), textcoords="offset points", xytext=(4, 4), fontsize=8)
+            where = {"xy": (value, rung.top1), "textcoords": "offset points", "xytext": (4, 4)}
+            axis.annotate(harmless(rung.strategy), **where, fontsize=8, parse_math=False)
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_xscale("log")
     axes[0].set_ylabel("top-1 on held-out images")
+    figure.suptitle(of_seeds, fontsize=9)
     figure.savefig(folder / "ladder.png", dpi=110)
-    print(folder / "ladder.png")
+    print(harmless(folder / "ladder.png"))

@@ -19,6 +19,7 @@ from pipeline.model.build import build_student
 from pipeline.model.student import Student
 from pipeline.session.rehearsal import measured_speed
 from shards.errors import Problem
+from shards.terminal import plain
 
 IMAGE_BYTES: Final = 110_000  # mean JPEG of ImageNet-1k, where there is no data to ask
 FLOAT: Final = 4  # bytes
@@ -138,7 +139,8 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
 def show(job: Job, cluster: Cluster, plan: Plan) -> None:
     """Print a plan as a table."""
     recipe = job.recipe
-    table = Table(title=f"{recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} GPUs, {job.hosting.engine}")
+    title = f"{recipe.name} on {cluster.nodes} x {cluster.gpus_per_node} GPUs, {job.hosting.engine}"
+    table = Table(title=plain(title))
     table.add_column("what")
     table.add_column("how much")
     gigabytes = {part: f"{size / 1e9:.2f}" for part, size in plan.memory.items()}
@@ -160,7 +162,7 @@ def show(job: Job, cluster: Cluster, plan: Plan) -> None:
         rows.append(("hours", f"{plan.hours:,.1f} at {cluster.images_per_second:.4g} images/s a GPU{cluster.measured}"))
         rows.append(("GPU-hours", f"{plan.gpu_hours:,.0f}" + (f", {plan.cost:,.0f} in all" if plan.cost else "")))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     Console().print(table)
 
 

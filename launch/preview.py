@@ -7,12 +7,13 @@ from typing import Final
 import torch
 from matplotlib.figure import Figure
 
-from launch.verb import RecipeVerb
+from launch.verb import RecipeVerb, resolved
 from pipeline.data.augment import center
 from pipeline.data.batch import TrainingBatches
-from pipeline.data.decode import decode
 from pipeline.data.device import model_input
-from pipeline.job import LOOKING, Job, resolve
+from pipeline.job import LOOKING, Job
+from shards.decode import decode
+from shards.errors import Problem, harmless
 
 ROWS: Final = 6
 VIEWS: Final = 4
@@ -25,16 +26,28 @@ class Preview(RecipeVerb):
     Takes the recipe's own fields too: --data, --augment.erase, --mix.prob, ...
     """
 
-    output: Path  # a .png
+    output: Path  # picture to write: a .png, if no other ending is given
 
     def __call__(self, arguments: list[str]) -> int:
         """Write the picture."""
-        draw_preview(resolve(self.request(arguments), LOOKING), self.output)
-        print(self.output)
+        path, found = picture_named(self.output)
+        job = resolved(self.request(arguments), LOOKING, found=found)
+        draw_preview(job, path)
+        print(harmless(path))
         return 0
 
 
 VERB: Final = Preview
+
+
+def picture_named(output: Path) -> tuple[Path, list[Problem]]:
+    """Return the file to draw, a .png where no ending is given, and what is wrong with its name."""
+    path = output if output.suffix else Path(f"{output}.png")
+    if output.name in ("", "..") or path.is_dir():
+        return path, [Problem("output", f"--output {output}: a folder; name a file in it.")]
+    if path.suffix[1:].lower() not in Figure().canvas.get_supported_filetypes():
+        return path, [Problem("output", f"--output {output}: no picture ends in {path.suffix}; name a .png.")]
+    return path, []
 
 
 def draw_preview(job: Job, path: Path) -> None:
@@ -52,7 +65,8 @@ def draw_preview(job: Job, path: Path) -> None:
     axes = figure.subplots(len(samples), VIEWS + 2, squeeze=False)
     for row, sample in zip(axes, samples, strict=True):
         slot = batch.samples.tolist().index(sample)
-        original = decode(batches.reader.read(sample), index.key(sample))
+        content = batches.reader.read(sample)
+        original = decode(content, index.key(sample))
         views = [batches.view(original, sample, batches.order.views(0, 0).epoch, copy) for copy in range(VIEWS)]
         pictures = [
             center(original, recipe.model.img_size, recipe.eval.crop_ratio),

@@ -32,9 +32,10 @@ BALLAST: Final = "ballast"  # file that fills a disk
 
 
 def drilled(recipe: Recipe, processes: int) -> Recipe:
-    """Return what a drill trains of a recipe: small steps, logged and saved often."""
+    """Return what a drill trains of a recipe: small steps, logged and saved often, on data that is split already."""
     often = replace(recipe.checkpoint, every_steps=EVERY, every_minutes=0.0, keep=2)
-    return replace(smaller(recipe, processes), checkpoint=often, epochs=max(recipe.epochs, 100))
+    data = replace(recipe.data, splits=())
+    return replace(smaller(recipe, processes), data=data, checkpoint=often, epochs=max(recipe.epochs, 100))
 
 
 def in_a_step(step: int, harm: Callable[[RunFolder], None]) -> Parts:

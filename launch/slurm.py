@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,9 +14,10 @@ import tyro
 
 from launch.recipes import recipe_file
 from launch.verb import RecipeVerb, config_file, engine_named, resolved
+from pipeline.fields import flag
 from pipeline.hosting import Hosting
 from pipeline.job import TRAINING
-from shards.errors import BadRequest
+from shards.errors import BadRequest, Problem, harmless
 
 ROOT: Final = Path(__file__).parents[1]
 
@@ -39,7 +41,9 @@ class Slurm(RecipeVerb):
         """Check the request as the job would, then print or submit the script."""
         processes = self.processes_per_node or max(1, self.gpus_per_node)
         engine, found = engine_named(self.config)
-        resolved(self.request(arguments), TRAINING, Hosting(processes=self.nodes * processes, engine=engine), found)
+        found += self.problems()
+        hosting = Hosting(processes=max(1, self.nodes * processes), engine=engine)  # of fewer nothing follows
+        resolved(self.request(arguments), TRAINING, hosting, found)
         resources = Resources(
             nodes=self.nodes,
             gpus_per_node=self.gpus_per_node,
@@ -50,11 +54,22 @@ class Slurm(RecipeVerb):
         )
         script = job_script(recipe_file(self.recipe)[0].resolve(), arguments, resources)
         if self.submit:
-            print(sbatch(script))
+            print(harmless(sbatch(script)))
         else:
             print(script, end="")
-            print(sbatch(script, "--test-only"), file=sys.stderr)
+            print(harmless(sbatch(script, "--test-only")), file=sys.stderr)
         return 0
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with the options that sbatch reads: it splits its lines as a shell does."""
+        for name in ("time", "partition"):
+            if not re.fullmatch(r"[^\s'\"\\#]*", value := getattr(self, name)):
+                yield Problem(
+                    name, f"--{name} {value!r}: blanks, quotes, `\\` and `#` are no part of what sbatch takes."
+                )
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 0)):
+            if (number := getattr(self, name)) < least:
+                yield Problem(name, f"--{flag(name)} is {number}; it must be at least {least}.")
 
 
 VERB: Final = Slurm

@@ -6,7 +6,7 @@ from typing import Final
 from launch.verb import RecipeVerb, resolved
 from pipeline.job import FILLING
 from pipeline.session.fill import fill_store
-from shards.errors import Problem
+from shards.errors import Problem, harmless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,12 @@ class Teach(RecipeVerb):
             found.append(Problem("distill.store", "--distill.store is missing: name the folder of the outputs."))
         if not 0 <= self.part < self.parts:
             found.append(Problem("part", f"--part {self.part} of --parts {self.parts}: parts are counted from 0."))
-        outputs = fill_store(resolved(request, FILLING, found=found), part=self.part, parts=self.parts)
-        print(f"{distill.store}: {outputs:,} outputs added.")
+        outputs, left, reasons = fill_store(resolved(request, FILLING, found=found), part=self.part, parts=self.parts)
+        for reason in reasons:
+            print(harmless(f"not usable: {reason}"))
+        if left:
+            print(f"{left:,} batches have such samples and no outputs here: a student asks its teacher for them.")
+        print(harmless(f"{distill.store}: {outputs:,} outputs added."))
         return 0
 
 

@@ -5,13 +5,12 @@ the recipe, the fingerprints of data, views and weights, and a hash of every fil
 renamed. It holds no random state and no loader state: the step says all (`pipeline/randomness.py`, `data/order.py`).
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypedDict
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,9 +18,11 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError
 from pipeline.fingerprints import file_sha256, json_sha256
-from shards.files import atomic_write, sync_folder, write_json
+from pipeline.folder import gone
+from shards.errors import DamagedFile
+from shards.files import atomic_write, read_json, sync_folder, write_json
 
-FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view, nor of starting weights
+FORMAT_VERSION: Final = 3  # 1 knew nothing of what makes a view, nor of starting weights; 2 of the names of classes
 
 STATE: Final = "state.json"  # what a checkpoint says beside its tensors
 MODEL: Final = "model.safetensors"  # the weights
@@ -30,11 +31,26 @@ Tensors = Mapping[str, Tensor]
 WriteFile = Callable[[dict[str, Tensor], Path], None]
 
 
+class State(TypedDict):
+    """state.json of a checkpoint of any version."""
+
+    format_version: int
+    sha256: str  # of the rest
+
+
+class ThisState(State):
+    """state.json of this version."""
+
+    step: int
+    files: dict[str, str]  # name and hash of each
+    identity: dict[str, Any]
+
+
 class Snapshot(NamedTuple):
     """What a checkpoint holds."""
 
     step: int  # finished steps
-    state: dict[str, Any]  # recipe, fingerprints, wall_seconds, losses, skipped_steps
+    state: dict[str, Any]  # recipe, fingerprints, wall_seconds, losses, skipped_steps, trained
     tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and ema where there is one
 
 
@@ -54,12 +70,13 @@ def save(
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
     The newest of a multiple of `spare` steps is kept too. Raises CheckpointError where it cannot be written, to a
-    full disk for instance; those before it stay whole.
+    full disk for instance, and FileNotFoundError where the folder is gone; those before it stay whole.
     """
     final = root / f"step-{step:08d}"
     temporary = root / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    root.mkdir(exist_ok=True)  # and not what it lies in: a run's folder that is gone stays so
+    temporary.mkdir()
     try:
         for name, group in tensors.items():
             path = temporary / f"{name}.safetensors"
@@ -72,6 +89,8 @@ def save(
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except (OSError, SafetensorError) as error:
+        if not temporary.exists():
+            raise gone(final) from error
         newest = next(iter(checkpoints(root)), "none")
         raise CheckpointError(
             f"{final}: cannot be written ({error}). Make room or mend the folder, and start the same command again; "
@@ -137,20 +156,23 @@ def step_of(path: Path) -> int:
 def load(path: Path) -> Snapshot:
     """Return a checkpoint, on the CPU.  Raises CheckpointError if a byte of it is not as it was written."""
     try:
-        body = json.loads((path / STATE).read_text())
-        if body.pop("sha256", None) != json_sha256(body):
+        body: dict[str, Any] = {**read_json(path / STATE, State)}
+        if body.pop("sha256") != json_sha256(body):
             raise CheckpointError(f"{path / STATE}: torn or altered (its hash differs).")
         if body["format_version"] != FORMAT_VERSION:
             raise OtherFormat(
                 f"{path}: saved by another version of Vitrail (format {body['format_version']}; this one reads "
                 f"{FORMAT_VERSION}). Go on with the version that began the run, or name another --output."
             )
+        body = {**read_json(path / STATE, ThisState)}
         tensors = {}
         for name, expected in body["files"].items():
-            if file_sha256(path / name) != expected:
+            if Path(name).name != name or file_sha256(path / name) != expected:
                 raise CheckpointError(f"{path / name}: torn or altered (its hash differs).")
             tensors[name.removesuffix(".safetensors")] = load_file(path / name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except DamagedFile as error:
+        raise CheckpointError(str(error)) from error
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}).") from error
     return Snapshot(body["step"], body, tensors)
 

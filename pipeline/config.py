@@ -5,7 +5,7 @@ the unit and is its help on the command line. The rules that concern more than o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Literal
 
 from pipeline.fields import (
@@ -30,13 +30,19 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 EngineName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]  # `pipeline/update/engine.py`
+ScheduleName = Literal["timm", "pycls", "big_vision"]  # `pipeline/update/schedule.py`
 Precision = Literal["bf16", "fp32"]
+Crop = Literal["resized", "padded", "simple", "whole"]  # `pipeline/data/augment.py`
+Policy = Literal["rand", "rand_tf", "auto", "auto_v0", "three"]  # `pipeline/data/policy.py`
+Interpolation = Literal["bicubic", "bilinear"]
+Channels = tuple[float, float, float]  # a number for each of red, green and blue
 
 TAUGHT: Final = OnlyWith("distill.teacher")
 SOFT: Final = OnlyWith("distill.loss", ("soft",))
 RESIZED: Final = OnlyWith("augment.crop", ("resized",))
-PADDED: Final = OnlyWith("augment.crop", ("padded",))
-RAND: Final = OnlyWith("augment.policy", ("rand",))
+PADDED: Final = OnlyWith("augment.crop", ("padded", "simple"))
+RAND: Final = OnlyWith("augment.policy", ("rand", "rand_tf"))
+VARIED: Final = OnlyWith("augment.policy", ("rand",))
 TOKEN: Final = OnlyWith("distill.token", (True,))
 BOTH_MIXES: Final = (OnlyWith("mix.mixup_alpha"), OnlyWith("mix.cutmix_alpha"))
 SKIPPING: Final = OnlyWith("spike.policy", ("skip", "rollback"))
@@ -44,16 +50,19 @@ GRADUAL: Final = OnlyWith("finetune.strategy", ("gradual",))
 BY_LAYER: Final = OnlyWith("finetune.rates", ("geometric", "divided", "linear"))
 ADAPTIVE: Final = OnlyWith("optim.name", ("adamw", "adam", "lamb"))
 SGD: Final = OnlyWith("optim.name", ("sgd",))
+MOMENTUM: Final = OnlyWith("optim.momentum")
 
 RISING: Final = Range(0, excluded=True, ascending=True)
+MEAN: Final = Range(0, 1, note=" (divide values of 0 to 255 by 255)")
+STD: Final = Range(0, 1, excluded=True, note=MEAN.note)
 RISING_SHARES: Final = Range(0, 1, excluded=True, ascending=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """A timm model; fields that are None stay as its name says."""
+    """A model of timm or torchvision; fields that are None stay as its name says."""
 
-    name: Annotated[str, RUN, COST]  # any model of timm
+    name: Annotated[str, RUN, COST]  # any model of timm, or torchvision:NAME; `vitrail models` lists them
     img_size: Annotated[int, VIEW, COST, AT_LEAST_1] = 224  # side of the square input, pixels
     patch_size: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # side of a square patch, pixels
     width: Annotated[int | None, RUN, COST, AT_LEAST_1] = None  # embedding dimension
@@ -62,11 +71,18 @@ class Model:
     mlp_ratio: Annotated[float | None, RUN, COST, POSITIVE] = None  # width of a block's hidden layer over its own
     layer_scale: Annotated[float | None, RUN, COST, FINITE] = None  # initial factor of what a block adds
     drop_path: Annotated[float, RUN, COST, Range(0, 0.99)] = 0.0  # stochastic depth: rate of the last block
-    pretrained: Annotated[bool, RUN] = False  # start from timm's published weights
-    weights: Annotated[str, FREE] = ""  # start from this file: .safetensors, or a state dict of torch.save
+    drop_path_rule: Annotated[Literal["linear", "uniform"], RUN] = "linear"  # its rates: rising from 0, or all alike
+    dropout: Annotated[float, RUN, COST, Range(0, 0.99)] = 0.0  # rate of its layers of dropout
+    pretrained: Annotated[bool, RUN] = False  # start from its published weights
+    weights: Annotated[str, FREE] = ""  # start from this file, or from a folder that has one (docs/finetuning.md)
     new_head: Annotated[bool, RUN, OnlyWith("model.weights")] = False  # leave the file's head out, for other classes
-    mean: Annotated[tuple[float, float, float], VIEW, SHARE] = IMAGENET_MEAN  # of input channels in [0, 1]
-    std: Annotated[tuple[float, float, float], VIEW, POSITIVE_SHARE] = IMAGENET_STD  # deviation of input channels
+    mean: Annotated[Channels | None, VIEW, MEAN] = None  # of input in [0, 1]; None: as its weights', else ImageNet's
+    std: Annotated[Channels | None, VIEW, STD] = None  # deviation of input channels; None: likewise
+
+    @property
+    def from_scratch(self) -> "Model":
+        """The same model with weights that are drawn from the seed."""
+        return replace(self, pretrained=False, weights="", new_head=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +97,41 @@ class Data:
     window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # samples that are shuffled among each other
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
     max_bad: Annotated[float, FREE, SHARE] = 0.001  # share of unusable training samples at which the run stops
+    strict: Annotated[bool, FREE] = False  # stop at the first unusable sample of any split
+    cache: Annotated[str, FREE] = ""  # folder for what is fetched or built of data; empty: the user's cache folder
+    cache_limit: Annotated[str, FREE] = "80%"  # of fetched tars in it: 200GB, or a share of what its disk has free
+    splits: Annotated[tuple[str, ...], FREE] = ()  # other roles: train=train+val val=test; of tars: train=PATTERN
+    label: Annotated[str, FREE] = "auto"  # in tars: auto (.cls, .cls.txt), txt, json:FIELD, or folder, of the key
+    first_label: Annotated[int | None, FREE, NOT_NEGATIVE] = None  # number of the first class in tars; None: 0
+    class_names: Annotated[str, FREE] = ""  # file that names the classes of tars, one a line
+
+    def allowed_bad(self, images: int) -> int:
+        """Return how many of so many training images may be unusable before the run stops."""
+        return 0 if self.strict else int(self.max_bad * images)
+
+    def too_many_bad(self, bad: int, images: int) -> str:
+        """Return the sentence that so many training images of `images` are too many; empty where they are not."""
+        if bad <= self.allowed_bad(images):
+            return ""
+        rule = "--data.strict allows" if self.strict else f"--data.max-bad {self.max_bad} allows"
+        return f"{bad} of {images} training samples cannot be used, more than {rule}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
     """How a view is made of an image."""
 
-    crop: Annotated[Literal["resized", "padded", "whole"], VIEW, COST] = "resized"  # random resized, padded, or none
+    crop: Annotated[Crop, VIEW, COST] = "resized"  # random resized, padded, simple (DeiT III on ImageNet-21k), or none
     scale: Annotated[tuple[float, float], VIEW, RISING_SHARES, RESIZED] = (0.08, 1.0)  # share of the area that is left
     ratio: Annotated[tuple[float, float], VIEW, RISING, RESIZED] = (3 / 4, 4 / 3)  # width over height of a resized crop
-    pad: Annotated[int, VIEW, NOT_NEGATIVE, PADDED] = 4  # pixels around the image for a padded crop
+    pad: Annotated[int, VIEW, NOT_NEGATIVE, PADDED] = 4  # pixels around the image for a padded or a simple crop
+    interpolation: Annotated[Interpolation, VIEW, COST] = "bicubic"  # in resizing: antialiased, or of four pixels alone
     flip: Annotated[float, VIEW, SHARE] = 0.5  # probability of a mirrored view
-    policy: Annotated[Literal["rand", "auto", "three"], VIEW, COST] = "rand"  # Rand-, Auto- (1805.09501), 3-Augment
+    policy: Annotated[Policy, VIEW, COST] = "rand"  # Rand-, Auto- or 3-Augment; rand_tf: big_vision's; auto_v0: pycls's
     rand_ops: Annotated[int, VIEW, COST, NOT_NEGATIVE, RAND] = 0  # RandAugment: operations a view; 0: none
     rand_magnitude: Annotated[float, VIEW, Range(0, 10), RAND] = 9.0  # strength of the operations, 0 to 10
-    rand_std: Annotated[float, VIEW, NOT_NEGATIVE, RAND] = 0.5  # standard deviation of the magnitude
-    rand_prob: Annotated[float, VIEW, SHARE, RAND] = 0.5  # probability of each operation
+    rand_std: Annotated[float, VIEW, NOT_NEGATIVE, VARIED] = 0.5  # standard deviation of the magnitude
+    rand_prob: Annotated[float, VIEW, SHARE, VARIED] = 0.5  # probability of each operation
     jitter: Annotated[float, VIEW, SHARE] = 0.0  # brightness, contrast, saturation change by a factor within 1 +- this
     rotate: Annotated[float, VIEW, Range(0, 180)] = 0.0  # largest rotation, degrees
     shear: Annotated[float, VIEW, Range(0, 89)] = 0.0  # largest horizontal shear, degrees
@@ -122,8 +157,8 @@ class Distill:
     teacher: Annotated[str, VIEW, COST] = ""  # a model of timm, torchvision:NAME, or local-dir:RUN, a run's folder
     weights: Annotated[str, FREE, TAUGHT] = ""  # its weights, a file; empty: the published ones, or the run's
     img_size: Annotated[int | None, VIEW, COST, AT_LEAST_1, TAUGHT] = None  # side of its input; None: as it was trained
-    mean: Annotated[tuple[float, float, float] | None, VIEW, SHARE, TAUGHT] = None  # None: as it was trained
-    std: Annotated[tuple[float, float, float] | None, VIEW, POSITIVE_SHARE, TAUGHT] = None  # None: as trained
+    mean: Annotated[Channels | None, VIEW, MEAN, TAUGHT] = None  # of its input; None: as it was trained
+    std: Annotated[Channels | None, VIEW, STD, TAUGHT] = None  # of its input; None: as it was trained
     loss: Annotated[Literal["hard", "soft"], VIEW, TAUGHT] = "hard"  # the teacher's class (DeiT, Eq. 3), or Eq. 2
     weight: Annotated[float, RUN, SHARE, TAUGHT] = 0.5  # share of the teacher's loss: 1/2 in Eq. 3, lambda in Eq. 2
     tau: Annotated[float, RUN, POSITIVE, TAUGHT, SOFT] = 1.0  # temperature of the soft loss
@@ -139,7 +174,7 @@ class Distill:
 class Finetune:
     """Which parameters are trained, and how fast: for models that start from weights (`pipeline/model/finetune.py`)."""
 
-    strategy: Annotated[str, RUN, COST] = "full"  # full; linear: the head; partial-K; attention; gradual: head first
+    strategy: Annotated[str, RUN, COST] = "full"  # or linear, classifier, partial-K, attention, gradual: head first
     norm: Annotated[bool, RUN, COST] = False  # the final norm is trained too
     head_norm: Annotated[bool, RUN] = False  # batch norm without affine before the head, for linear probes (MAE, A.1)
     head_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 0.0  # gradual: epochs of the head alone
@@ -150,14 +185,17 @@ class Finetune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
-    """The optimizer and its schedule: linear warm-up, then half a cosine, by step."""
+    """The optimizer and its schedule: linear warm-up and half a cosine, by step (`pipeline/update/schedule.py`)."""
 
     name: Annotated[Literal["adamw", "adam", "sgd", "lamb"], RUN, COST] = "adamw"  # the optimizer
     lr: Annotated[float, RUN, POSITIVE]  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: Annotated[int, RUN, NOT_NEGATIVE] = 512  # images; 0: the rate is taken as it is
-    weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, 1-D parameters, tokens and positions
+    weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, norms, and what the model exempts
     betas: Annotated[tuple[float, float], RUN, Range(0, 0.999999), ADAPTIVE] = (0.9, 0.999)  # of adam, adamw, lamb
+    eps: Annotated[float, RUN, POSITIVE, ADAPTIVE] = 1e-8  # what adam, adamw, lamb add to the root of the second moment
     momentum: Annotated[float, RUN, SHARE, SGD] = 0.9  # of sgd
+    nesterov: Annotated[bool, RUN, SGD, MOMENTUM] = False  # Nesterov's momentum, which timm's own `sgd` has
+    schedule: Annotated[ScheduleName, RUN] = "timm"  # whose: how warm-up and cosine meet (docs/recipes.md)
     warmup_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 5.0  # epochs in which the rate rises linearly
     warmup_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-6  # rate of the first step, not scaled
     min_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-5  # rate after the last step, not scaled

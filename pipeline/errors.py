@@ -2,6 +2,7 @@
 
 VitrailError (`shards/errors.py`)
 ├── CheckpointError   no checkpoint fits, or the one named is torn
+├── LoaderError       the loader's workers cannot go on: killed, blocked, out of shared memory
 ├── StoreError        a store of teacher outputs is torn, or of other views
 └── TrainingError     the run cannot go on: a non-finite loss, too many unusable samples
 """
@@ -11,6 +12,10 @@ from shards.errors import VitrailError
 
 class CheckpointError(VitrailError):
     """No checkpoint fits the run, or the one named is torn."""
+
+
+class LoaderError(VitrailError):
+    """The loader's workers cannot go on."""
 
 
 class StoreError(VitrailError):

@@ -39,6 +39,7 @@ class Range:
     high: float = math.inf
     excluded: bool = False  # `low` itself is not allowed
     ascending: bool = False  # of two, the first is not the larger
+    note: str = ""  # after the bounds
 
     def complaint(self, value: Any) -> str:
         """Return what is wrong with a value, as the end of a sentence; empty if nothing is."""
@@ -59,7 +60,7 @@ class Range:
             if self.low == 0:
                 return "be more than 0" if self.excluded else "not be negative"
             return f"be {'more than' if self.excluded else 'at least'} {self.low:g}"
-        return f"lie between {self.low:g}{' (not itself)' if self.excluded else ''} and {self.high:g}"
+        return f"lie between {self.low:g}{' (not itself)' if self.excluded else ''} and {self.high:g}{self.note}"
 
 
 FINITE: Final = Range()

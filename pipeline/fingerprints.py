@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DATA: Final = "training data"
+CLASSES: Final = "names of the classes"  # in the order of their numbers
 VIEWS: Final = "version of views"  # `pipeline/data/version.py`
 TEACHER: Final = "teacher's weights"
 START: Final = "starting weights"

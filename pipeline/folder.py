@@ -1,15 +1,82 @@
 """The folder of a run: what lies in it and by which name, its lock, and the record of the run's sessions."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+import errno
+import re
+import shutil
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NotRequired, TypedDict
 
 from filelock import FileLock, Timeout
 
-from shards.errors import BadRequest
-from shards.files import atomic_write, read_json_lines
+from shards.errors import BadRequest, DamagedFile
+from shards.files import Lines, read_json, read_json_lines, write_lines
+
+DAMAGED: Final = ".damaged"  # after the name of what is set aside
+LOG: Final = re.compile(r"\.(log|out|err)$")  # where a shell or SLURM puts what a run says
+
+
+class Summary(TypedDict):
+    """What is read of summary.json again."""
+
+    steps: int
+    top1: float | None
+    wall_seconds: float
+    weights_sha256: str
+
+
+class Beginning(TypedDict):
+    """What is read of recipe.json again."""
+
+    recipe: dict[str, Any]
+
+
+class Rehearsal(TypedDict):
+    """rehearsal.json."""
+
+    images_per_second: float  # of one process
+    device: str
+    cost_fields: dict[str, Any]
+
+
+class MetricsLine(TypedDict):
+    """What is read of a line of metrics.jsonl again."""
+
+    kind: str
+    step: int
+    epoch: float
+    loss: NotRequired[float]
+    grad_norm: NotRequired[float]
+    images_per_second: NotRequired[float]
+    data_wait: NotRequired[float]
+    split: NotRequired[str]
+    weights: NotRequired[str]
+    top1: NotRequired[float]
+
+
+class TraceLine(TypedDict):
+    """A line of a trace."""
+
+    step: int
+    virtual_rank: int
+    views: list[tuple[str, int]]  # key and copy
+
+
+class QuarantineLine(TypedDict):
+    """What is read of a line of quarantine.jsonl again."""
+
+    split: str
+    shard: str
+    key: str
+
+
+class SessionLine(TypedDict):
+    """What is read of a line of sessions.jsonl again."""
+
+    from_step: int
+    to_step: int | None
+    ended: str | None
 
 
 class RunFolder:
@@ -39,6 +106,17 @@ class RunFolder:
         """The folder, or the nearest above it that there is."""
         return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
 
+    def strangers(self) -> list[str]:
+        """Return the names of what lies in the folder, where none of it is a run's; a log of its start may be there."""
+        if not self.path.is_dir():
+            return []
+        names = sorted(path.name for path in self.path.iterdir())
+        begun = (self.recipe.name, self.sessions.name, self.checkpoints.name)
+        if any(name.removesuffix(DAMAGED) in begun for name in names):
+            return []
+        ours = {self.rehearsal.name, "lost+found"}
+        return [name for name in names if name not in ours and not name.startswith(".") and not LOG.search(name)]
+
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""
         return self.traces / f"rank-{process}.jsonl"
@@ -63,45 +141,105 @@ class RunFolder:
             lock.release()
 
     def finished_steps(self) -> int | None:
-        """Return the steps that the summary says are done, None where there is none."""
-        return json.loads(self.summary.read_text())["steps"] if self.summary.exists() else None
+        """Return the steps that the summary says are done, None where there is none that can be read."""
+        try:
+            return read_json(self.summary, Summary)["steps"]
+        except (FileNotFoundError, DamagedFile):  # it is the last file of a run: without it, the end is made again
+            return None
 
-    def logged(self, kind: str) -> list[dict[str, Any]]:
-        """Return the lines of a kind of metrics.jsonl, without one that a kill left half written."""
-        return [line for line in read_json_lines(self.metrics) if line["kind"] == kind]
+    def logged(self, kind: str) -> list[MetricsLine]:
+        """Return the lines of a kind of metrics.jsonl."""
+        return [line for line in read_json_lines(self.metrics, MetricsLine).good if line["kind"] == kind]
 
-    def quarantined(self, split: str) -> set[str]:
-        """Return the keys of a split's samples that earlier sessions of the run could not use."""
-        return {line["key"] for line in read_json_lines(self.quarantine) if line["split"] == split}
+    def quarantined(self, split: str) -> set[tuple[str, str]]:
+        """Return shard and key of a split's samples that earlier sessions of the run could not use."""
+        lines = read_json_lines(self.quarantine, QuarantineLine).good
+        return {(line["shard"], line["key"]) for line in lines if line["split"] == split}
+
+    def release(self, split: str, names: Set[tuple[str, str]]) -> None:
+        """Cut samples of a split, by shard and key, off those that could not be used."""
+        _keep_lines(
+            self.quarantine,
+            QuarantineLine,
+            lambda line: line["split"] != split or (line["shard"], line["key"]) not in names,
+        )
+
+    def mend(self, say: Callable[[str], None]) -> None:
+        """Sweep what a kill left, and set aside what is damaged, with a word: no log stops a run.
+
+        Raises OSError for a file that the system does not give: it may be whole, and stays where it is.
+        """
+        for left in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        files: dict[Path, type[Any]] = {
+            self.recipe: Beginning,
+            self.summary: Summary,
+            self.rehearsal: Rehearsal,
+        }
+        for path, form in files.items():
+            try:
+                read_json(path, form)
+            except FileNotFoundError:
+                continue
+            except DamagedFile as error:
+                say(f"{error} Set aside as {_set_aside(path).name}.")
+        logs: dict[Path, type[Any]] = {
+            self.metrics: MetricsLine,
+            self.quarantine: QuarantineLine,
+            self.sessions: SessionLine,
+            **dict.fromkeys(self.traces.glob("rank-*.jsonl"), TraceLine),
+        }
+        for path, form in logs.items():
+            try:
+                lines: Lines[Any] = read_json_lines(path, form)
+            except DamagedFile as error:
+                say(f"{error} Set aside as {_set_aside(path).name}.")
+                continue
+            if lines.damaged:
+                aside = path.with_name(f"{path.name}{DAMAGED}")
+                with aside.open("ab") as file:
+                    file.write(b"".join(line + b"\n" for line in lines.damaged))
+                write_lines(path, lines.good)
+                say(f"{path}: {len(lines.damaged)} lines cannot be read; set aside in {aside.name}.")
 
     def rewind(self, step: int) -> None:
         """Cut off what metrics and traces hold beyond `step` finished steps, and what a kill left half written."""
-        _keep_lines(self.metrics, lambda line: line["step"] <= step)
-        _keep_lines(self.quarantine, lambda _: True)
+        _keep_lines(self.metrics, MetricsLine, lambda line: line["step"] <= step)
+        _keep_lines(self.quarantine, QuarantineLine, lambda _: True)
         for path in self.traces.glob("rank-*.jsonl"):
-            _keep_lines(path, lambda line: line["step"] < step)
+            _keep_lines(path, TraceLine, lambda line: line["step"] < step)
 
     def begin_session(self, record: dict[str, Any]) -> None:
         """Append a session's record; one before it that has no end was killed."""
-        sessions = list(read_json_lines(self.sessions))
+        sessions = read_json_lines(self.sessions, SessionLine).good
         for session in sessions:
             if session["ended"] is None:
                 # as far as is known: by the log, and by the checkpoint that the next one goes on from
                 logged = max((line["step"] for line in self.logged("train")), default=0)
-                session |= {"to_step": max(logged, session["from_step"], record["from_step"]), "ended": "killed"}
-        _write_lines(self.sessions, [*sessions, {**record, "to_step": None, "ended": None}])
+                session["to_step"] = max(logged, session["from_step"], record["from_step"])
+                session["ended"] = "killed"
+        write_lines(self.sessions, [*sessions, {**record, "to_step": None, "ended": None}])
 
     def end_session(self, to_step: int, ended: str) -> None:
-        """Say of the last session how far it came and how it ended."""
-        *before, last = read_json_lines(self.sessions)
-        _write_lines(self.sessions, [*before, {**last, "to_step": to_step, "ended": ended}])
+        """Say of the last session how far it came and how it ended.  Raises OSError where its record is gone."""
+        sessions = read_json_lines(self.sessions, SessionLine).good
+        if not sessions:
+            raise gone(self.sessions)
+        *before, last = sessions
+        write_lines(self.sessions, [*before, {**last, "to_step": to_step, "ended": ended}])
 
 
-def _keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+def gone(path: Path) -> OSError:
+    """Return what is raised where a file of a run vanished under it."""
+    return FileNotFoundError(errno.ENOENT, "gone while the run was writing it", str(path))
+
+
+def _keep_lines(path: Path, form: type[Any], wanted: Callable[[Any], bool]) -> None:
     if path.exists():
-        _write_lines(path, [line for line in read_json_lines(path) if wanted(line)])
+        write_lines(path, [line for line in read_json_lines(path, form).good if wanted(line)])
 
 
-def _write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    with atomic_write(path) as file:
-        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+def _set_aside(path: Path) -> Path:
+    aside = path.with_name(f"{path.name}{DAMAGED}")
+    path.rename(aside)
+    return aside

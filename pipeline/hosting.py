@@ -6,10 +6,13 @@ sees.
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from threading import Timer
 from typing import Any, Final
 
 import psutil
@@ -21,10 +24,27 @@ from accelerate.utils import DistributedType
 from pipeline.config import Compute, EngineName, Precision, Recipe
 from pipeline.errors import TrainingError
 from pipeline.library_internals import cpu_has_bf16
-from shards.errors import BadRequest
+from shards.errors import BadRequest, Problem, harmless
 
 REPOSITORY: Final = Path(__file__).parents[1]
 ENGINE_VARIABLES: Final = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")  # how `accelerate launch` names one
+GROUP_VARIABLES: Final = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of torch's launchers
+LAUNCHER_VARIABLES: Final = (*GROUP_VARIABLES, "LOCAL_WORLD_SIZE")
+COUNTED: Final = tuple(name for name in LAUNCHER_VARIABLES if name != "MASTER_ADDR")  # numbers
+OTHER_GROUPS: Final = {  # how many processes another program started, which torch does not hear of
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpirun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+}
+UNREAD: Final = {  # what `accelerate launch` hands on and a run does not read: what says nothing, its flag, the way on
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--gradient_accumulation_steps", "--micro-batch says how many "
+                                               "images pass at a time, and changes no number"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--dynamo_backend", "--compute.compile compiles"),
+    "FSDP_OFFLOAD_PARAMS": ("false", "--fsdp_offload_params", "weights stay on their device"),
+    "FSDP_ACTIVATION_CHECKPOINTING": ("false", "--fsdp_activation_checkpointing",
+                                      "--compute.activation-checkpointing does that"),
+}  # fmt: skip
+PATIENCE: Final = 20  # seconds to wait for the other processes without a word
 MOST_WORKERS: Final = 16  # of a process, where their number is chosen for it
 
 
@@ -35,6 +55,7 @@ class Hosting:
     processes: int = 1
     process: int = 0  # this one
     local_process: int = 0  # this one among those on its node
+    local_processes: int = 1  # on its node
     engine: EngineName = "ddp"
     deepspeed: Mapping[str, Any] = field(default_factory=dict)  # its settings, where it is the engine
     precision: Precision = "fp32"
@@ -49,6 +70,12 @@ class Hosting:
     def virtual_ranks(self, virtual_ranks: int) -> range:
         """Return those of so many virtual ranks that this process hosts."""
         return hosted(virtual_ranks, self.processes, self.process)
+
+    def virtual_ranks_of_node(self, virtual_ranks: int) -> list[int]:
+        """Return those of so many virtual ranks that the processes of this node host."""
+        first = self.process - self.local_process
+        processes = range(first, first + self.local_processes)
+        return [rank for process in processes for rank in hosted(virtual_ranks, self.processes, process)]
 
     def shares(self, virtual_ranks: int) -> list[int]:
         """Return how many of so many virtual ranks each process hosts."""
@@ -65,8 +92,11 @@ def hosted(virtual_ranks: int, processes: int, process: int) -> range:
 def hosting_of_launch(recipe: Recipe) -> Hosting:
     """Return how the launcher and this machine host a recipe, before anything is built.
 
-    Raises BadRequest where the launcher's configuration names an engine that is none of ours.
+    Raises BadRequest where what the launcher says cannot be, or names an engine that is none of ours.
     """
+    precision = native_precision() if recipe.precision == "auto" else recipe.precision
+    if found := [*_group_problems(), *_unread_problems(precision)]:
+        raise BadRequest(found)
     settings: dict[str, Any] = {}
     engine: EngineName = "ddp"
     deepspeed, fsdp = (os.environ.get(name, "false").lower() == "true" for name in ENGINE_VARIABLES)
@@ -77,14 +107,16 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
     elif deepspeed:
         settings = deepspeed_settings(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
         engine = zero_engine(settings)
-    cores = max(1, len(psutil.Process().cpu_affinity()) // _number("LOCAL_WORLD_SIZE", 1))
+    local_processes = _number("LOCAL_WORLD_SIZE", 1)
+    cores = max(1, len(psutil.Process().cpu_affinity()) // local_processes)
     return Hosting(
         processes=_number("WORLD_SIZE", 1),
         process=launched_process(),
         local_process=launched_process(local=True),
+        local_processes=local_processes,
         engine=engine,
         deepspeed=settings,
-        precision=native_precision() if recipe.precision == "auto" else recipe.precision,
+        precision=precision,
         workers=_workers(recipe, cores),
         cores=cores,
     )
@@ -96,8 +128,72 @@ def launched_process(*, local: bool = False) -> int:
 
 
 def _number(variable: str, otherwise: int) -> int:
-    """Return what a launcher says in a variable; an empty one says nothing."""
-    return int(os.environ.get(variable) or otherwise)
+    """Return the number that a launcher says in a variable; what is empty or no number says nothing."""
+    said = os.environ.get(variable, "")
+    return int(said) if said.isdecimal() else otherwise
+
+
+def _group_problems() -> Iterator[Problem]:
+    """Yield what keeps the processes that the launcher's variables speak of from meeting."""
+    said = {name: os.environ[name] for name in LAUNCHER_VARIABLES if os.environ.get(name)}
+    wrong = [name for name in COUNTED if name in said and not said[name].isdecimal()]
+    for name in wrong:
+        yield Problem("", f"{name}={said[name]} is no number: `unset {name}`, or start by accelerate launch.")
+    if wrong:
+        return
+    processes, process = _number("WORLD_SIZE", 1), launched_process()
+    missing = [name for name in GROUP_VARIABLES if name not in said]
+    if missing and (processes > 1 or process or "LOCAL_RANK" in said):
+        there = [name for name in GROUP_VARIABLES if name in said]
+        yield Problem(
+            "",
+            f"{', '.join(f'{name}={said[name]}' for name in there)}: a launcher's variables without "
+            f"{', '.join(missing)}, as one leaves them over. `unset {' '.join(there)}` to train with one process, or "
+            f"start by accelerate launch.",
+        )
+    elif process >= processes:
+        yield Problem(
+            "", f"RANK={process} is none of WORLD_SIZE={processes}: `unset RANK`, or start by accelerate launch."
+        )
+    for counter, program in OTHER_GROUPS.items():
+        if "WORLD_SIZE" not in said and (tasks := _number(counter, 1)) > 1:
+            yield Problem(
+                "",
+                f"{program} started {tasks} processes ({counter}), each of which would train alone: start one a node, "
+                f"accelerate launch, as slurm/train.sbatch does.",
+            )
+
+
+def _unread_problems(precision: Precision) -> Iterator[Problem]:
+    """Yield what `accelerate launch` was told that a run does not read, and what it reads instead."""
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if asked not in ("", "no", precision):
+        way = f"--precision {asked}" if asked == "bf16" else "bf16 and fp32 are what there is"
+        yield Problem(
+            "precision",
+            f"accelerate's --mixed_precision {asked} is not read; --precision decides, which is {precision} here "
+            f"({way}). {_set_to('no')}.",
+        )
+    told = {name: os.environ.get(name, "") for name in UNREAD}
+    told["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] = told["ACCELERATE_GRADIENT_ACCUMULATION_STEPS"] or _accumulation()
+    for name, (nothing, option, instead) in UNREAD.items():
+        if told[name].lower() not in ("", nothing):
+            yield Problem("", f"accelerate's {option} {told[name]} is not read. {_set_to(nothing)}: {instead}.")
+
+
+def _set_to(nothing: str) -> str:
+    return f"Set it to {nothing}, in the command or in accelerate's configuration file, wherever it was said"
+
+
+def _accumulation() -> str:
+    """Return the steps to accumulate over that `accelerate launch` was told: it hands them on to DeepSpeed alone."""
+    with suppress(psutil.Error):
+        parent = psutil.Process().parent()
+        for word, following in pairwise([*parent.cmdline(), ""] if parent else []):
+            option, _, value = word.partition("=")
+            if option.replace("-", "_") == "__gradient_accumulation_steps":
+                return str(value or following)
+    return ""
 
 
 def _workers(recipe: Recipe, cores: int) -> int:
@@ -154,15 +250,35 @@ def deepspeed_settings(file: str) -> dict[str, Any]:
 
 @contextmanager
 def _engine_hidden() -> Iterator[None]:
-    """Hide the launcher's engine from Accelerate, which would set it up in its own way.
+    """Hide the launcher's engine from Accelerate, which would set it up in its own way, and variables without a value.
 
-    Its DeepSpeed wants the package transformers, and its FSDP trains each process alone where there is no GPU.
+    Its DeepSpeed wants the package transformers, and its FSDP trains each process alone where there is no GPU. It takes
+    an empty variable for a number.
     """
-    hidden = {name: os.environ.pop(name) for name in ENGINE_VARIABLES if name in os.environ}
+    empty = [name for name in (*LAUNCHER_VARIABLES, *OTHER_GROUPS) if os.environ.get(name) == ""]
+    hidden = {name: os.environ.pop(name) for name in {*ENGINE_VARIABLES, *empty} if name in os.environ}
     try:
         yield
     finally:
         os.environ.update(hidden)
+
+
+@contextmanager
+def _waited_for(hosting: Hosting) -> Iterator[None]:
+    """Say which variables speak of other processes, where these do not come: torch waits for them in silence."""
+    said = " ".join(f"{name}={os.environ.get(name, '')}" for name in GROUP_VARIABLES)
+    says = (
+        f"Process {hosting.process} of {hosting.processes} has waited {PATIENCE} s for the others, and waits on. "
+        f"A launcher said so: {said}. If none did, unset these variables."
+    )
+    timer = Timer(PATIENCE, lambda: print(harmless(says), file=sys.stderr, flush=True))
+    timer.daemon = True
+    if hosting.processes > 1 and hosting.local_process == 0:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
@@ -171,7 +287,7 @@ def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
     # buffers are equal everywhere already, batch norm's by `pipeline/model/batch_norm.py`
     exchange = DistributedDataParallelKwargs(broadcast_buffers=False)
     mixed = "bf16" if hosting.precision == "bf16" else "no"
-    with _engine_hidden():
+    with _engine_hidden(), _waited_for(hosting):
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[exchange])
     if accelerator.num_processes != hosting.processes:
         raise TrainingError(

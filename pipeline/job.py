@@ -5,33 +5,43 @@ asks nobody again.
 """
 
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from timm.layers import PatchEmbed
+
 from pipeline import checkpoint
-from pipeline.config import Recipe, identity
+from pipeline.config import Model, Recipe, identity
+from pipeline.data.loader import SHARED_MEMORY, free_shared_memory, shared_memory
 from pipeline.data.order import Order, order_of
 from pipeline.data.version import views_version
 from pipeline.errors import StoreError
-from pipeline.fingerprints import DATA, START, TEACHER, VIEWS, unchanged_sha256
+from pipeline.fingerprints import CLASSES, DATA, START, TEACHER, VIEWS, json_sha256, unchanged_sha256
 from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
+from pipeline.model import torchvision_nets
 from pipeline.model.batch_norm import BatchNorms
-from pipeline.model.build import on_meta, unknown_model
+from pipeline.model.build import check_start, on_meta, unknown_model
 from pipeline.model.finetune import parameters_by_part, rate_scales
+from pipeline.model.start import Trained, normalised, said_of_input, trained_with
+from pipeline.model.weights_file import file_of
 from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
 from pipeline.update.schedule import Schedule
-from shards.dataset import Dataset, read_dataset
-from shards.errors import BadRequest, Problem, ShardError
+from shards.dataset import Dataset
+from shards.errors import BadRequest, DamagedFile, Problem, ShardError, SourceError, harmless
+from shards.files import read_json
 from shards.index import Index
+from shards.open import Opener, Reading
 
+SHOWN: Final = 3  # of many names, in a sentence
 BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
 
 
@@ -40,17 +50,21 @@ class Need(NamedTuple):
 
     model: bool = True  # that it can be built, and fits the data
     data: bool = False  # a data set
+    tars: bool = True  # of the data set that is named, beside its indexes
     output: bool = False  # a folder that takes a run's checkpoints
     start: bool = False  # a file of weights that the model starts from, where one is named
     weights: bool = False  # a teacher's, published or in a file
     store: bool = False  # of teacher outputs, where one is named
+    loader: bool = False  # shared memory for its workers
 
 
-TRAINING: Final = Need(data=True, output=True, start=True, weights=True, store=True)
-FILLING: Final = Need(data=True, weights=True, store=True)  # a store
+TRAINING: Final = Need(data=True, output=True, start=True, weights=True, store=True, loader=True)
+FILLING: Final = Need(data=True, weights=True, store=True, loader=True)  # a store
 REHEARSAL: Final = Need(start=True)  # makes up what else is missing
-PLANNING: Final = Need()  # computes nothing with the weights that are named
+MEASURING: Final = Need()  # speed, which does not depend on the weights that are named
+PLANNING: Final = Need(tars=False)  # computes nothing with the weights and images that are named
 LOOKING: Final = Need(model=False, data=True)  # at views
+ORDERING: Final = Need(model=False, data=True, tars=False)  # says which they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +80,8 @@ class Job:
     resume: str = "auto"
     trace_samples: bool = False
     parameters: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of each part of the model: trained, all
+    start: str = ""  # what is found in the weights that the model starts from, in words
+    taught_by: str = ""  # the same of the teacher's
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
 
     @property
@@ -120,10 +136,23 @@ class Job:
         kept = self.recipe.checkpoint.keep
         return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
 
+    def shared_memory(self, workers: int) -> int:
+        """Bytes of shared memory that this node's processes take at most, with so many loader workers each."""
+        held_out = self.images
+        if self.dataset:
+            split = self.dataset.evaluation_split()
+            held_out = len(self.dataset.splits[split]) if split else 0
+        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out)
+
     @property
     def virtual_ranks(self) -> range:
         """The virtual ranks that this process hosts."""
         return self.hosting.virtual_ranks(self.recipe.virtual_ranks)
+
+    def shards_at(self, step: int) -> set[int]:
+        """Return the shards that the virtual ranks of this node read at a step and soon after it."""
+        ranks = self.hosting.virtual_ranks_of_node(self.recipe.virtual_ranks)
+        return {shard for rank in ranks for shard in self.order.shards_ahead(step, rank, self.recipe.epochs)}
 
 
 def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job:
@@ -131,8 +160,11 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
 
     Raises BadRequest with all that is wrong.
     """
-    recipe = request.recipe
-    found: list[Problem] = [*request.unknown, *recipe_problems(recipe)]
+    found: list[Problem] = [*request.unknown]
+    trained = trained_with(request.recipe.model)
+    model = normalised(request.recipe.model, trained, _saved_identity(request))
+    recipe = replace(request.recipe, model=model)
+    found += recipe_problems(recipe)
     if hosting is None:
         try:
             hosting = hosting_of_launch(recipe)
@@ -161,12 +193,21 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     if need.model:
         found += data_problems(recipe, job.dataset) if job.dataset else []
         try:
-            job = replace(job, parameters=_parameters(job, need, found))
+            job = replace(job, parameters=_parameters(job, found))
+            if job.parameters and need.start and not _goes_on(job):
+                job = replace(job, start=_start(job, request.recipe.model, trained))
         except BadRequest as error:
             found += error.problems
-        found += _teacher_problems(recipe, need, found)
+        try:
+            job = replace(job, taught_by=_taught_by(job, need, found))
+        except BadRequest as error:
+            found += error.problems
     if need.output:
         found += list(_output_problems(job))
+    if need.loader and not (job.dataset and "train" not in job.dataset.splits):
+        found += _loader_problems(job, found)
+    if need.loader and job.dataset and not found:
+        found += _cache_problems(job)
     if not found:
         job = replace(job, fingerprints=_fingerprints(job, need))
         if need.store and recipe.distill.store and hosting.main:
@@ -178,18 +219,45 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
 
 def _dataset(request: Request, need: Need) -> Dataset | None:
     """Return the data set of a request, None where none is named or needed."""
-    if "://" in request.data:
-        raise BadRequest.of(
-            "data", f"--data {request.data}: URLs are not read yet; copy the shards to a local folder and name that."
-        )
     if request.data:
-        try:
-            return read_dataset(Path(request.data))
-        except ShardError as error:
-            raise BadRequest.of("data", f"--data {error}") from error
+        dataset = open_data(request.data, request.recipe)
+        if need.tars and (missing := dataset.missing_shards()):
+            more = f" And {len(missing) - SHOWN} more." if len(missing) > SHOWN else ""
+            raise BadRequest.of(
+                "data",
+                f"--data {request.data}: {' '.join(missing[:SHOWN])}{more} Copy these shards again, or if the tars are "
+                f"right: vitrail shards index {request.data}",
+            )
+        return dataset
     if need.data:
-        raise BadRequest.of("data", "--data is missing: name a folder that `vitrail shards build SOURCE DIR` made.")
+        raise BadRequest.of(
+            "data",
+            "--data is missing: name shards that `vitrail shards build SOURCE DIR` made, or images, or tars of others.",
+        )
     return None
+
+
+def open_data(spec: str, recipe: Recipe) -> Dataset:
+    """Return the data that `--data` names, read as a recipe says.  Raises BadRequest for what cannot be used."""
+    reading = reading_of(recipe)
+    if problems := list(reading.problems()):
+        raise BadRequest(problems)
+    try:
+        dataset = Opener(reading, lambda text: print(harmless(text), file=sys.stderr)).open(spec)
+    except SourceError as error:
+        raise BadRequest.of(
+            "data", f"--data {error} A flag named here is one of building: build shards with it, and name those."
+        ) from error
+    except ShardError as error:
+        raise BadRequest.of("data", f"--data {error}") from error
+    if not dataset.classes:  # of tars that are read as they arrive
+        dataset = replace(dataset, classes=tuple(map(str, range(recipe.data.classes))))
+    return dataset
+
+
+def reading_of(recipe: Recipe) -> Reading:
+    """Return how a recipe's data is read."""
+    return Reading(**{item.name: getattr(recipe.data, item.name) for item in fields(Reading)})
 
 
 def _goes_on(job: Job) -> bool:
@@ -197,7 +265,31 @@ def _goes_on(job: Job) -> bool:
     return job.resume not in ("auto", "never") or bool(checkpoint.checkpoints(job.folder.checkpoints))
 
 
-def _parameters(job: Job, need: Need, found: list[Problem]) -> dict[str, tuple[int, int]]:
+def _saved_identity(request: Request) -> Mapping[str, Any]:
+    """Return what the checkpoint to go on from says that its run is; nothing where there is none that can be read."""
+    named = request.resume not in ("auto", "never")
+    for path in [Path(request.resume)] if named else checkpoint.checkpoints(RunFolder(request.folder).checkpoints):
+        try:
+            return read_json(path / checkpoint.STATE, checkpoint.ThisState)["identity"]
+        except (OSError, DamagedFile):  # the session says which it passes over
+            continue
+    return {}
+
+
+def _start(job: Job, asked: Model, trained: Trained) -> str:
+    """Return what the model starts from, in words; nothing where that is the seed.  Raises BadRequest for a misfit."""
+    model = job.recipe.model
+    if model.weights:
+        found = check_start(job.recipe)
+    elif model.pretrained:
+        library = "torchvision" if model.name.startswith(torchvision_nets.PREFIX) else "timm"
+        found = f"published by {library} for {model.name}"
+    else:
+        return ""
+    return "; ".join([found, *said_of_input(asked, trained)])
+
+
+def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
     """Return the parameters of each part of the model, trained and in all; of none, where its fields are wrong.
 
     Raises BadRequest where it cannot be built, or does not go with what else is asked for.
@@ -207,7 +299,15 @@ def _parameters(job: Job, need: Need, found: list[Problem]) -> dict[str, tuple[i
         raise BadRequest(unknown)
     if _concerns(found, "model.", "data.classes", "finetune.", "seed"):
         return {}
-    net = on_meta(recipe, start=need.start and not _goes_on(job))
+    net = on_meta(recipe)
+    if isinstance(stem := getattr(net, "patch_embed", None), PatchEmbed):  # which leaves the rest of an image unseen
+        patch = stem.patch_size[0]
+        if recipe.model.img_size % patch:
+            raise BadRequest.of(
+                "model.img_size",
+                f"--model.img-size {recipe.model.img_size} is not a multiple of the {patch} px of the patches of "
+                f"{recipe.model.name}; take {max(1, round(recipe.model.img_size / patch)) * patch}.",
+            )
     rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
     if recipe.micro_batch and BatchNorms(net):
         raise BadRequest.of(
@@ -218,14 +318,11 @@ def _parameters(job: Job, need: Need, found: list[Problem]) -> dict[str, tuple[i
     return parameters_by_part(net)
 
 
-def _teacher_problems(recipe: Recipe, need: Need, found: list[Problem]) -> list[Problem]:
-    if not recipe.distill.teacher or _concerns(found, "distill.", "data.classes"):
-        return []
-    try:
-        check_teacher(recipe, fetched=need.weights)
-    except BadRequest as error:
-        return error.problems
-    return []
+def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:
+    """Return what is found in the file of the teacher's weights, in words.  Raises BadRequest for a misfit."""
+    if not job.recipe.distill.teacher or _concerns(found, "distill.", "data.classes"):
+        return ""
+    return check_teacher(job.recipe, fetched=need.weights)
 
 
 def _store_problems(job: Job) -> list[Problem]:
@@ -247,9 +344,10 @@ def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
         if distill.teacher and (file := weights_file(distill)):
             teacher = unchanged_sha256(file)
         if model.weights:  # None for a file that is gone: a run that goes on does not need it
-            start = unchanged_sha256(Path(model.weights)) if Path(model.weights).is_file() else None
+            start = unchanged_sha256(file) if (file := file_of(model.weights)).is_file() else None
     return {
         DATA: job.index.fingerprint if job.dataset else None,
+        CLASSES: json_sha256(job.dataset.classes) if job.dataset else None,
         VIEWS: views_version(),
         TEACHER: teacher,
         START: start,
@@ -260,12 +358,21 @@ def _output_problems(job: Job) -> Iterator[Problem]:
     """Yield what is wrong with the output folder, and with resuming there."""
     folder = job.folder
     try:
-        with tempfile.TemporaryFile(dir=folder.existing) as probe:  # nothing is left behind where it is refused
+        # nothing is left behind where it is refused; where a file has a name while it is open, `strangers` of another
+        # process passes over this one
+        with tempfile.TemporaryFile(dir=folder.existing, prefix=".probe-") as probe:
             probe.write(bytes(4096))
             probe.flush()
     except OSError as error:
         yield Problem("output", f"--output {folder}: cannot be written to ({error.strerror}).")
         return
+    if strangers := folder.strangers():
+        more = f" and {len(strangers) - SHOWN} more" if len(strangers) > SHOWN else ""
+        yield Problem(
+            "output",
+            f"--output {folder}: holds what is no run's ({', '.join(strangers[:SHOWN])}{more}); name a folder of the "
+            f"run's own.",
+        )
     if (free := shutil.disk_usage(folder.existing).free) < (needed := job.checkpoint_space):
         yield Problem(
             "output",
@@ -278,6 +385,39 @@ def _output_problems(job: Job) -> Iterator[Problem]:
         yield Problem("resume", f"--resume never: {folder} holds a run already (step {step}); name another folder.")
     if job.resume not in ("auto", "never") and not (Path(job.resume) / checkpoint.STATE).exists():
         yield Problem("resume", f"--resume {job.resume}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
+
+
+def _loader_problems(job: Job, found: list[Problem]) -> list[Problem]:
+    """Return what is wrong with the shared memory that loader workers hand their batches over in."""
+    if _concerns(found, "data.workers", "batch", "virtual_ranks", "eval.batch", "model.img_size"):
+        return []
+    workers, processes, free = job.hosting.workers, job.hosting.local_processes, free_shared_memory()
+    if free is None or (needed := job.shared_memory(workers)) <= free:
+        return []
+    fitting = next((fewer for fewer in range(workers, 0, -1) if job.shared_memory(fewer) <= free), 0)
+    return [
+        Problem(
+            "data.workers",
+            f"{SHARED_MEMORY}: {free / 1e6:,.1f} MB are free, the batches that {workers} loader workers of "
+            f"{processes} process(es) prepare may need {needed / 1e6:,.1f} MB. What fits is --data.workers {fitting}; "
+            f"or give more: docker run --shm-size or --ipc=host.",
+        )
+    ]
+
+
+def _cache_problems(job: Job) -> Iterator[Problem]:
+    """Yield what is wrong with the room for shards behind URLs: those that are read at a time must fit."""
+    index, steps = job.index, job.order.steps_per_epoch
+    if not index.cache or not steps:
+        return
+    needed = sum(index.shards[shard].bytes for shard in job.shards_at(steps // 2))  # where the windows are whole
+    if needed > index.cache.limit:
+        yield Problem(
+            "data.cache_limit",
+            f"--data.cache-limit {job.recipe.data.cache_limit} is {index.cache.limit / 1e9:,.1f} GB here, the shards "
+            f"that this node reads at a time are {needed / 1e9:,.1f} GB. Give more, name another --data.cache, or take "
+            f"a smaller --data.window.",
+        )
 
 
 def _concerns(found: list[Problem], *names: str) -> bool:

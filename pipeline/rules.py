@@ -5,7 +5,9 @@ file can tell is found in `pipeline/job.py`.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
 from pipeline.fields import Field, flag, flatten, written
@@ -16,6 +18,7 @@ from shards.errors import Problem
 def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with a recipe wherever it is hosted."""
     values = flatten(recipe)
+    yield from _name_problems(recipe.name)
     for field in FIELDS.values():
         value = values[field.name]
         if field.range and (complaint := field.range.complaint(value)):
@@ -36,6 +39,10 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     if recipe.mix.loss == "bce" and recipe.mix.smoothing:
         yield Problem("mix.smoothing", "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it.")
+    if recipe.augment.policy == "rand_tf" and not recipe.augment.rand_ops:
+        yield Problem(
+            "augment.rand_ops", "--augment.policy rand_tf: how many operations a view, --augment.rand-ops? 0 is none."
+        )
     if recipe.optim.warmup_epochs > recipe.epochs > 0:
         yield Problem(
             "optim.warmup_epochs",
@@ -52,6 +59,16 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _finetune_problems(recipe)
     yield from _distill_problems(recipe)
+
+
+def _name_problems(name: str) -> Iterator[Problem]:
+    """Complain of a name that names no folder below runs/."""
+    parts = PurePath(name)
+    control = any(unicodedata.category(char) == "Cc" for char in name)
+    if control or parts.is_absolute() or not parts.parts or ".." in parts.parts:
+        yield Problem(
+            "name", f"--name {name!r} names no folder below runs/: no `..`, no `/` before it, nothing unseen."
+        )
 
 
 def _without_meaning(field: Field, values: dict[str, object]) -> Iterator[Problem]:
@@ -79,11 +96,11 @@ def _without_meaning(field: Field, values: dict[str, object]) -> Iterator[Proble
 
 def _finetune_problems(recipe: Recipe) -> Iterator[Problem]:
     finetune = recipe.finetune
-    if not re.fullmatch(r"full|linear|attention|gradual|partial-[\d./]+", finetune.strategy):
+    if not re.fullmatch(r"full|linear|classifier|attention|gradual|partial-[\d./]+", finetune.strategy):
         yield Problem(
             "finetune.strategy",
-            f"--finetune.strategy {finetune.strategy!r} is none of full, linear, partial-K (K blocks; 1/2: an MLP), "
-            f"attention and gradual.",
+            f"--finetune.strategy {finetune.strategy!r} is none of full, linear, classifier, partial-K (K blocks; "
+            f"1/2: an MLP), attention and gradual.",
         )
     if (finetune.strategy == "gradual") != bool(finetune.head_epochs):
         yield Problem(
@@ -147,27 +164,24 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             "compute.compile",
             f"--compute.compile: {engine} fetches weights layer by layer, which leaves pieces to compile. Take FSDP2.",
         )
-    if recipe.finetune.strategy == "gradual" and engine != "fsdp2":
-        yield Problem(
-            "finetune.strategy",
-            f"--finetune.strategy gradual: {engine} counts the steps of all parameters as one. Take DDP or FSDP2.",
-        )
 
 
 def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield what is wrong with looking at a data set as a recipe does."""
     for index in dataset.splits.values():
-        highest = int(index.rows["label"].max())
+        if index.known is None:  # each label is looked at when it arrives
+            continue
+        highest = int(index.known["label"].max())
         if highest >= len(dataset.classes):
             yield Problem(
-                "data", f"{index.folder}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
+                "data", f"{index.dataset}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
             )
     if "train" not in dataset.splits:
-        yield Problem("data", f"{dataset.folder}: no split `train` (it has {', '.join(dataset.splits)}).")
+        yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")
     elif (images := len(dataset.splits["train"])) < recipe.data.subset:
         yield Problem(
             "data.subset",
-            f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.folder}.",
+            f"--data.subset {recipe.data.subset} is more than the {images} training images in {dataset.named}.",
         )
 
 
@@ -176,12 +190,12 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     if len(dataset.classes) != recipe.data.classes:
         yield Problem(
             "data.classes",
-            f"{dataset.folder} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
+            f"{dataset.named} has {len(dataset.classes)} classes, the recipe's model {recipe.data.classes} outputs. "
             f"To train on this data: --data.classes {len(dataset.classes)}",
         )
     if "train" in dataset.splits and (shown := recipe.data.subset or len(dataset.splits["train"])) < recipe.batch:
         yield Problem(
             "batch",
-            f"--batch {recipe.batch} is more than the {shown} training images of {dataset.folder}; "
+            f"--batch {recipe.batch} is more than the {shown} training images of {dataset.named}; "
             f"an epoch would have no step.",
         )

@@ -13,6 +13,7 @@ from pipeline.data.batch import Batch, TrainingBatches
 from pipeline.data.device import model_input
 from pipeline.data.loader import Feed, StepSampler, load
 from pipeline.data.mix import mix_labels
+from pipeline.errors import LoaderError
 from pipeline.job import Job
 from pipeline.model.batch_norm import BatchNorms
 from pipeline.objective import agreement, objective
@@ -114,35 +115,38 @@ def build(
 ) -> Run:
     """Build the run of a job, and restore it from a snapshot where there is one.
 
-    Of gradual fine-tuning it is the phase that is due: the head alone, or all.
+    Of gradual fine-tuning it is the phase that is due, the head alone or all, with an optimizer of its own.
     """
     recipe, schedule = job.recipe, job.schedule
     first_step = snapshot.step if snapshot else 0
     last_step = schedule.phase_end(first_step, job.max_steps)
+    since = range(schedule.phase_start(first_step), first_step)
+    saved = snapshot.tensors if snapshot else None
     weights = Weights.build(
         recipe,
         job.hosting,
         accelerator,
-        snapshot.tensors if snapshot else None,
-        updates=first_step - sum(step < first_step for step in skipped_steps),
+        saved if since or not saved else {**saved, "optimizer": {}},  # that of the head's phase has done its part
+        updates=len(since) - sum(step in since for step in skipped_steps),
         head_alone=first_step < schedule.head_steps,
     )
     teacher = None
     if recipe.distill.teacher:
         teacher = open_outputs(recipe, job.order, job.store_fingerprint, accelerator)
-    steps = [step for step in range(first_step, last_step) if step not in skipped_steps]
+    sampler = StepSampler(range(first_step, last_step), job.virtual_ranks, skipped_steps)
     loader = load(
         TrainingBatches(recipe, job.index),
-        StepSampler(steps, job.virtual_ranks),
+        sampler,
         workers=job.hosting.workers,
         pin_memory=accelerator.device.type == "cuda",
+        remote=job.index.cache is not None,
     )
     return Run(
         job=job,
         accelerator=accelerator,
         schedule=schedule,
         weights=weights,
-        feed=Feed(iter(loader) if steps else iter(())),
+        feed=Feed(iter(loader) if len(sampler) else iter(())),
         teacher=teacher,
         norms=BatchNorms(weights.net),
         first_step=first_step,
@@ -158,8 +162,7 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
     with run.norms.over_virtual_ranks(run.accelerator, len(hosted), recipe.virtual_ranks):
         for turn, rank in enumerate(hosted):
             run.norms.take_turn(turn)
-            batch = run.feed.next_batch()
-            assert (batch.step, batch.virtual_rank) == (step, rank), "the loader gives batches in the sampler's order"
+            batch = awaited(run.feed, step, rank)
             images = model_input(batch, recipe.model, run.device)
             events.after_batch(batch, images)
             keys = torch.from_numpy(batch.depth_keys).to(run.device, non_blocking=True)
@@ -171,3 +174,15 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
                 last = rank == hosted[-1] and first + size >= len(images)
                 part_outputs = None if outputs is None else outputs[part]
                 yield MicroBatch(rank, images[part], keys[part], targets[part], part_outputs, last)
+
+
+def awaited(feed: Feed, step: int, virtual_rank: int) -> Batch:
+    """Return the next batch.  Raises LoaderError where it is another one: the loader keeps to the sampler's order."""
+    batch = feed.next_batch()
+    if batch and (batch.step, batch.virtual_rank) == (step, virtual_rank):
+        return batch
+    instead = f"that of step {batch.step}, virtual rank {batch.virtual_rank}" if batch else "none"
+    raise LoaderError(
+        f"step {step}: the loader lost the batch of virtual rank {virtual_rank}, or repeated another: it handed over "
+        f"{instead}. Start the same command again to go on."
+    )

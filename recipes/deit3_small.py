@@ -7,17 +7,18 @@ Run:   accelerate launch recipes/deit3_small.py --data DIR --output OUT
 from pipeline.config import Augment, Data, Ema, Eval, Mix, Model, Optim, Recipe
 from pipeline.run import main
 
-# Numbers without a source beside them: the command in README_revenge.md.
+# Unless a field says otherwise: README_revenge.md, ViT-S.
 RECIPE = Recipe(
     name="deit3_small",
     model=Model(
         name="deit3_small_patch16_224",
         drop_path=0.05,
+        drop_path_rule="uniform",  # deit/models_v2.py
         layer_scale=1e-4,  # deit/models_v2.py; timm's own default is 1e-6
     ),
-    data=Data(classes=1000, images=1_281_167, repeats=3),
-    augment=Augment(policy="three", jitter=0.3),  # no erasing
-    mix=Mix(mixup_alpha=0.8, cutmix_alpha=1.0, loss="bce"),  # no smoothing
+    data=Data(classes=1000, images=1_281_167, repeats=3),  # ImageNet-1k, --repeated-aug
+    augment=Augment(policy="three", jitter=0.3),  # --ThreeAugment --color-jitter 0.3, no erasing
+    mix=Mix(mixup_alpha=0.8, cutmix_alpha=1.0, loss="bce"),  # --bce-loss, no smoothing
     optim=Optim(
         name="lamb",
         lr=4e-3,
@@ -28,7 +29,7 @@ RECIPE = Recipe(
         min_lr=1e-5,  # deit/main.py
     ),
     ema=Ema(decay=0.99996, warmup=False),  # deit/main.py
-    eval=Eval(crop_ratio=1.0),
+    eval=Eval(crop_ratio=1.0),  # DeiT III evaluates so: README_revenge.md
     batch=2048,
     virtual_ranks=8,  # 256 images on each of 8 GPUs
     epochs=800,

@@ -14,8 +14,8 @@ from recipes.deit_cifar10 import RECIPE as DEIT_CIFAR10
 RECIPE = replace(
     DEIT_CIFAR10,
     name="deit_cifar10_distilled",
-    model=replace(DEIT_CIFAR10.model, name="deit_tiny_distilled_patch16_224"),
-    distill=Distill(teacher="resnet56_cifar"),
+    model=replace(DEIT_CIFAR10.model, name="deit_tiny_distilled_patch16_224"),  # ours: with a distillation token
+    distill=Distill(teacher="resnet56_cifar"),  # ours: the network of teacher_cifar10
 )
 
 if __name__ == "__main__":

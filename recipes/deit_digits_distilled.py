@@ -13,8 +13,8 @@ from recipes.deit_digits import RECIPE as DEIT_DIGITS
 RECIPE = replace(
     DEIT_DIGITS,
     name="deit_digits_distilled",
-    model=replace(DEIT_DIGITS.model, name="deit_tiny_distilled_patch16_224"),
-    distill=Distill(teacher="resnet20_cifar"),
+    model=replace(DEIT_DIGITS.model, name="deit_tiny_distilled_patch16_224"),  # ours: with a distillation token
+    distill=Distill(teacher="resnet20_cifar"),  # ours: the network of teacher_digits
 )
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ RECIPE = replace(
     name="deit_small_384",
     model=replace(
         DEIT_SMALL.model,
-        img_size=384,
+        img_size=384,  # section 6
         drop_path=0.0,  # the published run was in evaluation mode (deit issues 167 and 177)
         pretrained=True,  # timm's published weights at 224 px, unless a checkpoint is named
     ),

@@ -10,23 +10,24 @@ Run:   accelerate launch recipes/partial_k_cifar10.py --data DIR --output OUT
 from pipeline.config import Augment, Data, Ema, Eval, Finetune, Model, Optim, Recipe
 from pipeline.run import main
 
+# Unless a field says otherwise, ours: the tutorial gives none.
 RECIPE = Recipe(
     name="partial_k_cifar10",
     model=Model(
         name="vit_tiny_patch16_224",  # ImageNet-21k, then ImageNet-1k: timm's augreg_in21k_ft_in1k
-        pretrained=True,
+        pretrained=True,  # the tutorial
         mean=(0.5, 0.5, 0.5),  # what these weights were trained with
-        std=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),  # likewise
     ),
-    data=Data(classes=10, images=50_000),
+    data=Data(classes=10, images=50_000),  # CIFAR-10
     augment=Augment(crop="resized", scale=(0.5, 1.0)),
-    finetune=Finetune(strategy="partial-1"),
+    finetune=Finetune(strategy="partial-1"),  # the tutorial, which has full and linear too
     optim=Optim(lr=1e-3, lr_batch=0, weight_decay=0.0, warmup_epochs=0.1),
     ema=Ema(decay=0.0),
     eval=Eval(crop_ratio=1.0),
     batch=128,
     virtual_ranks=2,
-    epochs=1,
+    epochs=1,  # the tutorial
 )
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ Run:   accelerate launch recipes/teacher_cifar10.py --data DIR --output OUT
 from pipeline.config import Augment, Data, Ema, Eval, Model, Optim, Recipe
 from pipeline.run import main
 
+# Unless a field says otherwise: section 4.2.
 RECIPE = Recipe(
     name="teacher_cifar10",
     model=Model(name="resnet56_cifar", img_size=32),
-    data=Data(classes=10, images=50_000, epoch="images"),
+    data=Data(classes=10, images=50_000, epoch="images"),  # CIFAR-10, each image once an epoch
     augment=Augment(crop="padded", pad=4),  # 4 pixels and a flip: section 4.2
     optim=Optim(
         name="sgd",
@@ -19,13 +20,16 @@ RECIPE = Recipe(
         lr_batch=128,
         momentum=0.9,
         weight_decay=1e-4,
-        warmup_epochs=1,  # the paper starts ResNet-110 alone at 0.01
-        min_lr=0.0,  # half a cosine; the paper divides by 10 at 32,000 and 48,000 steps
+        warmup_epochs=1,  # ours: the paper starts ResNet-110 alone at 0.01
+        min_lr=0.0,  # ours: half a cosine; the paper divides by 10 at 32,000 and 48,000 steps
     ),
-    ema=Ema(decay=0.0),
-    eval=Eval(batch=200, crop_ratio=1.0),
+    ema=Ema(decay=0.0),  # the paper has none
+    eval=Eval(
+        batch=200,  # ours: no number depends on it
+        crop_ratio=1.0,  # the original image
+    ),
     batch=128,
-    virtual_ranks=1,  # batch norm over 128 images; the paper: 64 on each of 2 GPUs
+    virtual_ranks=1,  # ours: batch norm over 128 images; the paper: 64 on each of 2 GPUs
     epochs=164,  # 64,000 steps
 )
 

@@ -10,6 +10,7 @@ from pipeline.config import Ema, Mix, Model, Optim
 from pipeline.run import main
 from recipes.deit_digits import RECIPE as DEIT_DIGITS
 
+# Unless a field says otherwise, ours: the usual training of a CIFAR ResNet, short.
 RECIPE = replace(
     DEIT_DIGITS,
     name="teacher_digits",

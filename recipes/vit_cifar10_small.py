@@ -8,6 +8,7 @@ Run:   accelerate launch recipes/vit_cifar10_small.py --data DIR --output OUT
 from pipeline.config import Augment, Data, Ema, Eval, Model, Optim, Recipe
 from pipeline.run import main
 
+# Unless a field says otherwise: the tutorial.
 RECIPE = Recipe(
     name="vit_cifar10_small",
     model=Model(
@@ -19,16 +20,19 @@ RECIPE = Recipe(
         heads=2,
         mlp_ratio=2.0,
         mean=(0.0, 0.0, 0.0),  # pixels in [0, 1], as they are
-        std=(1.0, 1.0, 1.0),
+        std=(1.0, 1.0, 1.0),  # likewise
     ),
-    data=Data(classes=10, images=50_000, subset=5_000),
+    data=Data(classes=10, images=50_000, subset=5_000),  # of CIFAR-10; the tutorial draws its 5,000 without a seed
     augment=Augment(crop="whole", flip=0.0),
-    # a rate that stays where it is
+    # the tutorial: torch's Adam, and a rate that stays where it is
     optim=Optim(name="adam", lr=1e-3, lr_batch=0, weight_decay=0.0, warmup_epochs=0, min_lr=1e-3),
-    ema=Ema(decay=0.0),
-    eval=Eval(batch=200, crop_ratio=1.0),
-    batch=32,
-    virtual_ranks=1,
+    ema=Ema(decay=0.0),  # the tutorial has none
+    eval=Eval(
+        batch=200,  # ours: no number depends on it
+        crop_ratio=1.0,
+    ),
+    batch=32,  # the tutorial, whose last batch of an epoch has 8 images; here 156 are whole and the rest is left out
+    virtual_ranks=1,  # ours
     epochs=10,
 )
 

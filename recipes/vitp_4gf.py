@@ -2,7 +2,8 @@
 
 Expect 23.3 % error after 100 epochs, 19.6 % after 400 (Table 2).  Not run here: no ImageNet, no GPU.
 Run:   accelerate launch recipes/vitp_4gf.py --data DIR --output OUT
-       with SGD (Table 4, tuned at 50 epochs): --optim.name sgd --optim.lr 1.9 --optim.weight-decay 1.3e-5
+       with SGD (Table 4, tuned at 50 epochs): --optim.name sgd --optim.nesterov --optim.lr 1.9 \\
+           --optim.warmup-lr 0.19 --optim.weight-decay 1.3e-5
 """
 
 from dataclasses import replace

@@ -12,7 +12,7 @@ from recipes.vitc_cifar10 import RECIPE as VITC_CIFAR10
 RECIPE = replace(
     VITC_CIFAR10,
     name="vitp_cifar10",
-    model=replace(VITC_CIFAR10.model, name="vitp_1gf", depth=6),
+    model=replace(VITC_CIFAR10.model, name="vitp_1gf", depth=6),  # ours: the stem to compare with, and a block more
 )
 
 if __name__ == "__main__":

@@ -4,11 +4,16 @@ VitrailError
 ├── BadRequest        the request was wrong; carries every problem found (exit code 2)
 ├── SourceError       images offered to `vitrail shards build` cannot be used
 ├── ShardError        a tar or its index is missing, torn or altered
-└── SampleError       one sample cannot be used: wrong bytes, or no image in them
+├── SampleError       one sample cannot be used: wrong bytes, or no image in them
+└── DamagedFile       a file of ours is not as it was written
 """
 
+import unicodedata
 from collections.abc import Iterable
-from typing import NamedTuple, Self
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+KEPT: Final = "\n\u200c\u200d"  # of the characters that control: a line's end, and what joins letters and emoji
 
 
 class Problem(NamedTuple):
@@ -51,3 +56,20 @@ class ShardError(VitrailError):
 
 class SampleError(VitrailError):
     """One sample cannot be used."""
+
+
+class DamagedFile(VitrailError):
+    """A file of ours is not as it was written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path, self.reason = path, reason
+        super().__init__(f"{path}: torn or altered ({reason}).")
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Path, str]]:
+        return type(self), (self.path, self.reason)
+
+
+def harmless(text: object) -> str:
+    """Return text for a terminal: what controls one, which names out of data may hold, as escapes; line ends stay."""
+    return "".join(char if char in KEPT or not unicodedata.category(char).startswith("C") else ascii(char)[1:-1]
+                   for char in str(text))  # fmt: skip

@@ -4,7 +4,10 @@ from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+
+from shards.errors import harmless
 
 T = TypeVar("T")
 
@@ -13,5 +16,10 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield the items, with a bar on standard error while it is a terminal."""
     console = Console(stderr=True)
     yield from track(
-        items, total=total, description=what, console=console, disable=not console.is_terminal, transient=True
+        items,
+        total=total,
+        description=escape(harmless(what)),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
     )

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 import pytest
 from accelerate.state import AcceleratorState, PartialState
 
+from pipeline.data.loader import STOP_SIGNALS
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would have it ignored, and all processes with it
 
 
 @pytest.fixture(scope="session")
@@ -20,8 +23,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(autouse=True)
 def fresh_state() -> Iterator[None]:
     """Forget Accelerate's process-wide state and our signal handlers after each run in this process."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     yield
+    signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     AcceleratorState._reset_state(reset_partial_state=True)

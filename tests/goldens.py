@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.config import Augment, Mix, Recipe
-from pipeline.data.augment import augment, center, erase_box
+from pipeline.data.augment import augment, center
 from pipeline.data.batch import TrainingBatches
-from pipeline.data.decode import decode
+from pipeline.data.boxes import erase_box
 from pipeline.data.device import erase, model_input
 from pipeline.data.mix import draw_mixing, mix_labels
 from pipeline.data.order import order_of
 from pipeline.data.version import LIBRARIES, VIEWS
+from pipeline.device_randomness import uniforms
 from pipeline.model.build import build_model
-from pipeline.randomness import Purpose, generator, uniforms, view_keys
-from shards.index import Index, Shard, row_dtype
+from pipeline.randomness import Purpose, generator, view_keys
+from shards.decode import decode
+from shards.index import Index
+from shards.members import Shard, row_dtype
 from tests.tiny import HERE
 
 FILE: Final = Path(__file__).with_name("goldens.json")
@@ -72,10 +75,11 @@ def views(settings: Augment, count: int) -> str:
 
 
 def mixing(settings: Mix) -> list[float]:
-    """Return a mixing: lambda, the partners, and the box where there is one."""
-    drawn = draw_mixing(settings, seed=SEED, step=7, virtual_rank=2, batch=6, size=SIZE)
+    """Return a mixing of two copies of four images: lambdas, boxes and partners."""
+    copies = np.arange(8) % 2
+    drawn = draw_mixing(settings, seed=SEED, step=7, virtual_rank=2, copies=copies, size=SIZE)
     assert drawn
-    return [round(drawn.lam, 6), *drawn.partner.tolist(), *(drawn.box or ())]
+    return [*_rounded(torch.from_numpy(drawn.lam)), *drawn.boxes.ravel().tolist(), *drawn.partner.tolist()]
 
 
 def erased() -> list[float]:
@@ -97,9 +101,9 @@ def stochastic_depth() -> list[float]:
     return _rounded(uniforms(keys, Purpose.DROP_PATH, 12))
 
 
-def order(recipe: Recipe) -> str:
+def order(recipe: Recipe, shards: tuple[int, ...] = SHARDS) -> str:
     """Return the hash of what all virtual ranks see in the first steps."""
-    its = order_of(replace(recipe, seed=SEED), SHARDS)
+    its = order_of(replace(recipe, seed=SEED), shards)
     seen = [its.views(step, rank) for step in range(12) for rank in range(recipe.virtual_ranks)]
     return sha256(*(array for of_rank in seen for array in (of_rank.samples, of_rank.copies)))
 
@@ -176,9 +180,12 @@ PLAIN: Final = Augment(crop="whole", flip=0.0)
 GOLDENS: Final[Mapping[str, Callable[[], Golden]]] = {
     "decoded images": decoded,
     "policy rand": lambda: views(replace(PLAIN, rand_ops=2), VIEWS_OF_A_POLICY),
+    "policy rand_tf": lambda: views(replace(PLAIN, policy="rand_tf", rand_ops=2), VIEWS_OF_A_POLICY),
     "policy auto": lambda: views(replace(PLAIN, policy="auto"), VIEWS_OF_A_POLICY),
+    "policy auto_v0": lambda: views(replace(PLAIN, policy="auto_v0"), VIEWS_OF_A_POLICY),
     "policy three": lambda: views(replace(PLAIN, policy="three"), 12),
     "crop resized": lambda: views(replace(PLAIN, crop="resized"), 12),
+    "crop bilinear": lambda: views(replace(PLAIN, crop="resized", interpolation="bilinear"), 12),
     "crop padded": lambda: views(replace(PLAIN, crop="padded"), 12),
     "crop whole, flip": lambda: views(replace(PLAIN, flip=0.5), 12),
     "jitter": lambda: views(replace(PLAIN, jitter=0.4), 6),
@@ -193,6 +200,9 @@ GOLDENS: Final[Mapping[str, Callable[[], Golden]]] = {
     "order": lambda: order(HERE),
     "order of all images": lambda: order(replace(HERE, data=replace(HERE.data, epoch="images"))),
     "order of a subset": lambda: order(replace(HERE, data=replace(HERE.data, subset=50))),
+    "order of growing windows": lambda: order(
+        replace(HERE, batch=600, data=replace(HERE.data, window=700, repeats=1)), (4000, 5000)
+    ),
     "batch": a_batch,
     "batch as the model sees it": as_the_model_sees_it,
     "initial weights": initial_weights,

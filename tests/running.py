@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 
 from launch import cli
 from pipeline.config import Recipe
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, TraceLine
 from pipeline.request import Request
 from pipeline.run import carry_out
 from pipeline.session.session import Parts
@@ -29,11 +29,12 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests' own recipes 
 
 
 def train_here(
-    dataset: Dataset, folder: Path, recipe: Recipe = HERE, parts: Parts | None = None, **options: Any
+    dataset: Dataset | str, folder: Path, recipe: Recipe = HERE, parts: Parts | None = None, **options: Any
 ) -> int:
-    """Run a recipe in this process and return its exit code."""
+    """Run a recipe in this process, on a data set or on data by its name, and return its exit code."""
     AcceleratorState._reset_state(reset_partial_state=True)
-    request = Request(recipe=recipe, data=str(dataset.folder), output=str(folder), **options)
+    data = dataset if isinstance(dataset, str) else str(dataset.folder)
+    request = Request(recipe=recipe, data=data, output=str(folder), **options)
     return carry_out(request, parts or Parts())
 
 
@@ -126,10 +127,11 @@ def metrics(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def traces(folder: Path) -> list[dict[str, Any]]:
     """Return what all processes traced, in the order of steps and virtual ranks."""
-    lines = [line for path in RunFolder(folder).traces.glob("*.jsonl") for line in read_json_lines(path)]
+    files = RunFolder(folder).traces.glob("*.jsonl")
+    lines: list[Any] = [line for path in files for line in read_json_lines(path, TraceLine).good]
     return sorted(lines, key=lambda line: (line["step"], line["virtual_rank"]))
 
 
 def summary(folder: Path) -> dict[str, Any]:
     """Return summary.json."""
-    return read_json(RunFolder(folder).summary)
+    return read_json(RunFolder(folder).summary, dict[str, Any])

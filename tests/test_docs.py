@@ -40,7 +40,8 @@ from pipeline.request import OWN_FLAGS, RENAMED, Request, parse
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import write_dataset
 from shards.errors import BadRequest
-from shards.index import Shard, row_dtype, write_index
+from shards.index import write_index
+from shards.members import Shard, row_dtype
 from shards.synthetic import make_dataset
 from tests.bench.claims import TABLES, Row
 from tests.running import ROOT
@@ -110,13 +111,16 @@ def made_classes(folder: Path) -> Path:
 
 
 def made_index(folder: Path, recipe: Recipe) -> Path:
-    """Make a data set that a recipe can be resolved and ordered on: an index alone, without a tar."""
+    """Make a data set that a recipe can be resolved and ordered on: an index, and tars as large as it says."""
     splits = {}
-    for split, count in (("train", max(recipe.batch, recipe.data.subset, recipe.data.classes)), ("val", 2)):
+    images = max(recipe.batch, recipe.data.subset, recipe.data.classes)
+    for split, count in (("train", images), ("val", 2), ("test", images)):
         rows = np.zeros(count, row_dtype(8))
         rows["label"] = np.arange(count) % recipe.data.classes
         rows["key"] = [f"{number:08d}".encode() for number in range(count)]
         (folder / split).mkdir(parents=True)
+        with (folder / split / "000000.tar").open("wb") as tar:
+            tar.truncate(1_000_000)
         splits[split] = write_index(folder / split, [(Shard("000000.tar", count, 1_000_000), rows)])
     write_dataset(folder, [str(number) for number in range(recipe.data.classes)], splits)
     return folder
@@ -183,7 +187,7 @@ def shards(arguments: list[str], scratch: Path) -> None:
     assert not others
     if arguments[0] != "build":
         made = make_dataset(scratch / "data", classes=2, size=8, samples={"train": 4})
-        assert call("shards", [str(made.folder) if word == "DIR" else word for word in arguments]) == 0
+        assert call("shards", [str(made.folder) if word == verb.source else word for word in arguments]) == 0
         return
     source = verb.source
     if source.startswith("torchvision:"):  # which would fetch it
@@ -229,6 +233,8 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
         assert name == "--help" or name in VERBS
     elif name == "shards":
         shards(rest, scratch)
+    elif name == "models":
+        assert call("models", rest) == 0
     elif name in ("order", "plan", "preview"):
         done(name, rest, scratch)
     else:
@@ -277,9 +283,10 @@ def accelerate(arguments: list[str], scratch: Path) -> None:
 
 
 def launched(script: str, arguments: list[str], module: bool, hosting: Hosting, scratch: Path) -> None:
-    if module:
-        assert script == "launch.cli"
+    if module and script == "launch.cli":
         vitrail(arguments, scratch)
+    elif module:
+        trained(f"{script.replace('.', '/')}.py", arguments, hosting, scratch)
     else:
         trained(script, arguments, hosting, scratch)
 
@@ -405,6 +412,9 @@ OTHERS: Final = {  # options of other programs: accelerate launch, sbatch, scanc
     *("--config_file", "--machine_rank", "--num_machines", "--num_processes", "--main_process_ip"),
     *("--main_process_port", "--quiet", "--signal", "--batch", "--requeue", "--nodes", "--gpus-per-node", "--time"),
     *("--array", "--gpus-per-task", "--logdir", "--distillation-alpha", "--help"),
+    *("--mixed_precision", "--gradient_accumulation_steps", "--dynamo_backend", "--fsdp_offload_params"),
+    "--fsdp_activation_checkpointing",
+    *("--bce-loss", "--color-jitter", "--no-repeated-aug", "--repeated-aug", "--src", "--unscale-lr"),
 }  # fmt: skip
 
 

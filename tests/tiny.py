@@ -3,11 +3,34 @@
 from dataclasses import replace
 from typing import Final
 
-from pipeline.config import Augment, Checkpoint, Data, Ema, Eval, Log, Mix, Model, Optim, Recipe
+from pipeline.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Augment,
+    Checkpoint,
+    Data,
+    Ema,
+    Eval,
+    Log,
+    Mix,
+    Model,
+    Optim,
+    Recipe,
+)
 
 TINY: Final = Recipe(
     name="tiny",
-    model=Model(name="deit_tiny_patch16_224", img_size=16, patch_size=8, width=32, depth=2, heads=2, drop_path=0.3),
+    model=Model(
+        name="deit_tiny_patch16_224",
+        img_size=16,
+        patch_size=8,
+        width=32,
+        depth=2,
+        heads=2,
+        drop_path=0.3,
+        mean=IMAGENET_MEAN,  # as a request resolves them
+        std=IMAGENET_STD,
+    ),
     data=Data(classes=4, images=70, repeats=3, window=16, workers=1),
     augment=Augment(crop="resized", rand_ops=2, erase=0.5),
     mix=Mix(mixup_alpha=0.8, cutmix_alpha=1.0, smoothing=0.1),

@@ -3,6 +3,8 @@
 Shapes: B images of one virtual rank, S side of the image.
 """
 
+from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -10,19 +12,25 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pipeline.config import Recipe
-from pipeline.data.augment import augment, center, erase_box
-from pipeline.data.decode import decode
+from pipeline.data.augment import augment, center
+from pipeline.data.boxes import erase_box
 from pipeline.data.mix import Mixing, draw_mixing
 from pipeline.data.order import order_of
+from pipeline.errors import LoaderError
 from pipeline.randomness import Purpose, generator, view_keys
+from shards.decode import decode
 from shards.errors import SampleError, ShardError
 from shards.index import Index
 from shards.reader import Reader
 
-MAX_REPLACEMENTS: Final = 100  # neighbours tried instead of an unusable sample
+AHEAD: Final = 32  # parts of an evaluation split whose shards are fetched before they are read
+SHARED_MEMORY_REMEDY: Final = (
+    "Take fewer --data.workers (0 needs none), or give more: docker run --shm-size or --ipc=host; ulimit -n for more "
+    "open files."
+)
 
 
 class Unusable(NamedTuple):
@@ -46,11 +54,12 @@ class Batch(NamedTuple):
     labels: NDArray[np.int64]  # [B]
     keys: NDArray[np.int64]  # [B], one a view: the device draws erasing noise from them
     depth_keys: NDArray[np.int64]  # [B], the same of the true epoch: stochastic depth goes on in a cyclic order
-    boxes: NDArray[np.int64]  # [B, 4]: top, left, height, width to erase; all zero for nothing
+    boxes: NDArray[np.int64]  # [B, 4]: what is erased (pipeline/data/boxes.py); all zero for nothing
     mixing: Mixing | None
     samples: NDArray[np.int64]  # [B], as the order has them
     copies: NDArray[np.int64]  # [B]
-    unusable: list[Unusable]
+    unusable: list[Unusable]  # those that were not met before
+    replaced: bool  # whether views are of other samples, since their own cannot be used
 
 
 class EvalBatch(NamedTuple):
@@ -62,6 +71,24 @@ class EvalBatch(NamedTuple):
     unusable: list[Unusable]
 
 
+def room(count: int, size: int) -> Tensor:
+    """Return room for images, uint8 [count, S, S, 3]: in a loader worker in the shared memory that they travel in.
+
+    Raises LoaderError where that is full. On the way the error would be lost, and the run would wait for good.
+    """
+    images = torch.empty(count, size, size, 3, dtype=torch.uint8)
+    worker = get_worker_info()
+    if worker and count:
+        try:
+            images.share_memory_()
+        except RuntimeError as error:
+            raise LoaderError(
+                f"loader worker {worker.id}: no shared memory for a batch of {images.nbytes / 1e6:.1f} MB ({error}). "
+                f"{SHARED_MEMORY_REMEDY}"
+            ) from error
+    return images
+
+
 class TrainingBatches(Dataset[Batch]):
     """Batches of a training split by (step, virtual rank)."""
 
@@ -70,13 +97,16 @@ class TrainingBatches(Dataset[Batch]):
         self.index = index
         self.order = order_of(recipe, index.shard_sizes)
         self.reader = Reader(index)
+        self._reasons: dict[int, str] = {}  # why samples are unusable, of those that were met: tried once, named once
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         """Read, decode once a sample, and augment once a view: what a virtual rank sees at a step."""
         step, virtual_rank = item
         recipe, size = self.recipe, self.recipe.model.img_size
         order_step, epoch, samples, copies = self.order.views(step, virtual_rank)
-        images = torch.empty(len(samples), size, size, 3, dtype=torch.uint8)
+        if self.index.cache:
+            self.reader.expect(virtual_rank, self.order.shards_ahead(step, virtual_rank, recipe.epochs))
+        images = room(len(samples), size)
         labels = np.empty(len(samples), dtype=np.int64)
         boxes = np.zeros((len(samples), 4), dtype=np.int64)
         pixels = images.numpy()
@@ -84,7 +114,7 @@ class TrainingBatches(Dataset[Batch]):
         last = None
         for slot, (sample, copy) in enumerate(zip(samples.tolist(), copies.tolist(), strict=True)):
             if sample != last:  # the copies of a sample are neighbours: one read and one decode for all
-                image, label = self._load(sample, unusable)
+                image, label = self._load(sample, self.order.others(step, virtual_rank, slot), unusable)
                 last = sample
             pixels[slot] = self.view(image, sample, epoch, copy)
             labels[slot] = label
@@ -92,7 +122,7 @@ class TrainingBatches(Dataset[Batch]):
                 rng = generator(recipe.seed, Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
                 boxes[slot] = erase_box(size, recipe.augment.erase, rng)
         mixing = draw_mixing(
-            recipe.mix, seed=recipe.seed, step=order_step, virtual_rank=virtual_rank, batch=len(samples), size=size
+            recipe.mix, seed=recipe.seed, step=order_step, virtual_rank=virtual_rank, copies=copies, size=size
         )
         return Batch(
             step=step,
@@ -107,6 +137,7 @@ class TrainingBatches(Dataset[Batch]):
             samples=samples,
             copies=copies,
             unusable=unusable,
+            replaced=any(sample in self._reasons for sample in samples.tolist()),
         )
 
     def view(self, image: Image.Image, sample: int, epoch: int, copy: int) -> NDArray[np.uint8]:
@@ -114,19 +145,39 @@ class TrainingBatches(Dataset[Batch]):
         rng = generator(self.recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
         return augment(image, self.recipe.model.img_size, self.recipe.augment, rng)
 
-    def _load(self, sample: int, unusable: list[Unusable]) -> tuple[Image.Image, int]:
-        """Return image and label of a sample, or of the next usable one: the same on any hosting."""
-        for candidate in range(sample, sample + MAX_REPLACEMENTS):
-            candidate %= len(self.index)
+    def _load(self, sample: int, others: Iterator[int], unusable: list[Unusable]) -> tuple[Image.Image, int]:
+        """Return image and label of a sample, or of the first usable one of the others.
+
+        What is not usable is added to `unusable` where it is met first. Raises ShardError where none is usable.
+        """
+        enough = self.recipe.data.allowed_bad(len(self.index)) + 1  # unusable ones to end the run
+        for candidate in islice(chain([sample], others), enough):
+            if candidate in self._reasons:
+                continue
             try:
-                image = decode(self.reader.read(candidate), self.index.key(candidate))
+                content = self.reader.read(candidate)
+                image = decode(content, self.index.key(candidate))
             except SampleError as error:
+                self._reasons[candidate] = str(error)
                 unusable.append(Unusable(candidate, str(error)))
                 continue
-            return image, int(self.index.rows["label"][candidate])
+            return image, label_of(self.index, candidate, self.recipe.data.classes)
+        if enough > self.order.span:
+            raise ShardError(
+                f"{self.index.dataset}: no sample of a virtual rank's whole span can be used. {self._reasons[sample]}"
+            )
+        return Image.new("RGB", (1, 1)), 0  # never trained on: what is unusable ends the run at this step
+
+
+def label_of(index: Index, sample: int, classes: int) -> int:
+    """Return the label of a sample that was read.  Raises ShardError for one that the model has no output for."""
+    label = int(index.row(sample)["label"])
+    if label >= classes:
         raise ShardError(
-            f"{self.index.folder}: {MAX_REPLACEMENTS} samples in a row cannot be used. {unusable[-1].reason}"
+            f"{index.tar(index.shard_of(sample))}: sample {index.key(sample)!r} has label {label}, of "
+            f"--data.classes {classes}."
         )
+    return label
 
 
 class EvaluationBatches(Dataset[EvalBatch]):
@@ -143,15 +194,21 @@ class EvaluationBatches(Dataset[EvalBatch]):
     def __getitem__(self, part: int) -> EvalBatch:
         """Read, decode, resize and crop; a sample that cannot be used is skipped and named."""
         first = part * self.recipe.eval.batch
+        if self.index.cache:
+            last = min(first + AHEAD * self.recipe.eval.batch, len(self.index)) - 1
+            self.reader.expect("split", range(self.index.shard_of(first), self.index.shard_of(last) + 1))
         images, labels, unusable = [], [], []
         for sample in range(first, min(first + self.recipe.eval.batch, len(self.index))):
             try:
-                image = decode(self.reader.read(sample), self.index.key(sample))
+                content = self.reader.read(sample)
+                image = decode(content, self.index.key(sample))
             except SampleError as error:
                 unusable.append(Unusable(sample, str(error)))
                 continue
             images.append(center(image, self.recipe.model.img_size, self.recipe.eval.crop_ratio))
-            labels.append(int(self.index.rows["label"][sample]))
+            labels.append(label_of(self.index, sample, self.recipe.data.classes))
         size = self.recipe.model.img_size
-        stacked = torch.from_numpy(np.stack(images)) if images else torch.empty(0, size, size, 3, dtype=torch.uint8)
+        stacked = room(len(images), size)
+        for slot, pixels in enumerate(images):
+            stacked.numpy()[slot] = pixels
         return EvalBatch(part, stacked, np.array(labels, dtype=np.int64), unusable)

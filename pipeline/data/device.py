@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pipeline.config import Model
 from pipeline.data.batch import Batch
+from pipeline.data.boxes import inside
 from pipeline.data.mix import mix_images
-from pipeline.randomness import Purpose, normals
+from pipeline.device_randomness import normals
+from pipeline.randomness import Purpose
 
 
 def model_input(batch: Batch, model: Model, device: torch.device) -> Tensor:
@@ -38,13 +40,8 @@ def erase(images: Tensor, boxes: NDArray[np.int64], keys: Tensor) -> Tensor:
     if not len(erased):
         return images
     _, channels, height, width = images.shape
-    device = images.device
-    chosen_boxes = torch.from_numpy(boxes[erased]).to(device, non_blocking=True)
-    tops, lefts, heights, widths = (part.view(-1, 1, 1) for part in chosen_boxes.unbind(1))
-    rows = torch.arange(height, device=device).view(-1, 1)
-    columns = torch.arange(width, device=device)
-    inside = (rows >= tops) & (rows < tops + heights) & (columns >= lefts) & (columns < lefts + widths)
-    chosen = torch.from_numpy(erased).to(device, non_blocking=True)
+    chosen = torch.from_numpy(erased).to(images.device, non_blocking=True)
+    chosen_boxes = torch.from_numpy(boxes[erased]).to(images.device, non_blocking=True)
     noise = normals(keys[chosen], Purpose.ERASE, channels * height * width).view(-1, channels, height, width)
-    images[chosen] = torch.where(inside[:, None], noise, images[chosen])
+    images[chosen] = torch.where(inside(chosen_boxes, height, width), noise, images[chosen])
     return images

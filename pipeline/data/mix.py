@@ -1,69 +1,79 @@
-"""Mixup and CutMix of a virtual rank's batch: drawn by (seed, step, virtual rank), done on the device.
+"""Mixup and CutMix within a virtual rank: drawn by (seed, step, virtual rank, copy), done on the device.
 
 Source: timm/data/mixup.py in its `batch` mode, which DeiT used: one λ, or one box, for the batch, and the labels
-smoothed and mixed. Two things are ours: the partner of an image is drawn (timm takes the batch in reverse; here
-the copies of a repeated image are neighbours, and a drawn partner keeps their pairs apart), and a virtual rank,
-not a process, is the batch.
+smoothed and mixed. Three things are ours. A virtual rank, not a process, is the batch. With repeated augmentation it
+holds all copies of an image, which DeiT has in other processes: here the views of one copy are mixed with each other
+alone, by a λ or a box of theirs. And the partner of a view is drawn, where timm takes the batch in reverse.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Mix
+from pipeline.data.boxes import NOTHING, Box, cutmix_box, inside
 from pipeline.randomness import Purpose, generator
 
 
 class Mixing(NamedTuple):
-    """How a batch is mixed: image i is mixed with image partner[i], λ of itself and 1 - λ of the partner.
+    """How a batch is mixed: λ of view i with 1 - λ of view partner[i].
 
-    `box` (top, bottom, left, right) is where CutMix takes the partner's pixels; None for Mixup.
+    Mixup mixes every pixel so. CutMix takes those of a box from the partner: 1 - λ is the box's share of the area. A
+    view whose copy has no other in the batch is its own partner, and stays as it is.
     """
 
-    lam: float
-    box: tuple[int, int, int, int] | None
+    lam: NDArray[np.float32]  # [B]
+    boxes: NDArray[np.int64]  # [B, 4] (`pipeline/data/boxes.py`); all zero for Mixup
     partner: NDArray[np.int64]  # [B]
 
 
-def draw_mixing(settings: Mix, *, seed: int, step: int, virtual_rank: int, batch: int, size: int) -> Mixing | None:
-    """Return the mixing of a virtual rank's batch at a step, or None where it is left as it is."""
-    alphas = settings.mixup_alpha, settings.cutmix_alpha
-    rng = generator(seed, Purpose.MIX, epoch=step, sample=virtual_rank)
-    mixed, switched = rng.random(2) < (settings.prob, settings.switch_prob)
-    cutmix = switched if all(alphas) else bool(settings.cutmix_alpha)
-    if not mixed or not any(alphas) or batch < 2:
+def draw_mixing(
+    settings: Mix, *, seed: int, step: int, virtual_rank: int, copies: NDArray[np.int64], size: int
+) -> Mixing | None:
+    """Return the mixing of a virtual rank's views at a step, by their copies [B]; None where nothing is ever mixed."""
+    if not (settings.mixup_alpha or settings.cutmix_alpha):
         return None
+    batch = len(copies)
+    mixing = Mixing(np.ones(batch, np.float32), np.zeros((batch, 4), np.int64), np.arange(batch))
+    for copy in np.unique(copies).tolist():
+        rng = generator(seed, Purpose.MIX, epoch=step, sample=virtual_rank, copy=copy)
+        (group,) = np.nonzero(copies == copy)
+        mixing.lam[group], mixing.boxes[group] = _draw(settings, size, rng)
+        # one cycle through the group, in random order: nobody is his own partner
+        order = rng.permutation(group)
+        mixing.partner[order] = np.roll(order, 1)
+    return mixing
+
+
+def _draw(settings: Mix, size: int, rng: Generator) -> tuple[float, Box]:
+    """Return λ and the box of the views that are mixed alike."""
+    alphas = settings.mixup_alpha, settings.cutmix_alpha
+    mixed, switched = rng.random(2) < (settings.prob, settings.switch_prob)
+    if not mixed:
+        return 1.0, NOTHING
+    cutmix = switched if all(alphas) else bool(settings.cutmix_alpha)
     alpha = alphas[int(cutmix)]
     lam = float(rng.beta(alpha, alpha))
-    # one cycle through the batch, in random order: nobody is his own partner
-    order = rng.permutation(batch)
-    partner = np.empty(batch, dtype=np.int64)
-    partner[order] = np.roll(order, 1)
     if not cutmix:
-        return Mixing(lam, None, partner)
-    side = int(size * np.sqrt(1 - lam))
-    center = rng.integers(size, size=2)
-    top, left = (int(edge) for edge in np.maximum(center - side // 2, 0))
-    bottom, right = (int(edge) for edge in np.minimum(center + (side + 1) // 2, size))
-    box = top, bottom, left, right
-    lam = 1 - (box[1] - box[0]) * (box[3] - box[2]) / size**2  # of the area that is really replaced
-    return Mixing(lam, box, partner)
+        return lam, NOTHING
+    y, x = rng.integers(size, size=2).tolist()
+    box = cutmix_box(size, lam, (y, x))
+    return 1 - box[2] * box[3] / size**2, box  # of the area that is really replaced
 
 
 def mix_images(images: Tensor, mixing: Mixing | None) -> Tensor:
     """Return mixed images [B, 3, H, W]."""
     if mixing is None:
         return images
-    partner = torch.from_numpy(mixing.partner).to(images.device, non_blocking=True)
-    if mixing.box is None:
-        return torch.lerp(images[partner], images, mixing.lam)
-    top, bottom, left, right = mixing.box
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
-    return mixed
+    lam, boxes, partner = (torch.from_numpy(part).to(images.device, non_blocking=True) for part in mixing)
+    cut = (boxes[:, 2:] > 0).all(1)
+    # a view's share of each of its pixels
+    share = torch.where(cut, 1, lam).view(-1, 1, 1, 1) * ~inside(boxes, *images.shape[2:])
+    return torch.lerp(images[partner], images, share)
 
 
 def mix_labels(labels: Tensor, mixing: Mixing | None, *, classes: int, smoothing: float) -> Tensor:
@@ -73,5 +83,7 @@ def mix_labels(labels: Tensor, mixing: Mixing | None, *, classes: int, smoothing
     targets.scatter_(1, labels[:, None], 1 - smoothing + off)
     if mixing is None:
         return targets
-    partner = torch.from_numpy(mixing.partner).to(labels.device, non_blocking=True)
-    return torch.lerp(targets[partner], targets, mixing.lam)
+    lam, partner = (
+        torch.from_numpy(part).to(labels.device, non_blocking=True) for part in (mixing.lam, mixing.partner)
+    )
+    return torch.lerp(targets[partner], targets, lam[:, None])

@@ -3,11 +3,15 @@
 A pure function of (seed, epoch, virtual rank, step) and the sizes of the shards; no I/O, no state. The shards
 are permuted and laid end to end, the line is turned by a random offset (so every image is as likely as any other
 to fall into the part of an epoch that is used) and cut into K equal spans, one a virtual rank. Within a span,
-samples are shuffled inside windows. With r repeats, position p of a rank shows copy p mod r of sample p div r.
+samples are shuffled inside windows, which begin small in the first epoch: a stream that is fresh gives its first
+batch when one or two shards a virtual rank are there. With r repeats, position p of a rank shows copy p mod r of
+sample p div r.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -17,13 +21,15 @@ from pipeline.config import Recipe
 from pipeline.randomness import Purpose, generator
 
 Epoch = Literal["views", "images"]
+FIRST_WINDOW: Final = 256  # samples of the first window of epoch 0; each one after it is twice as large
 CACHED: Final = 64  # windows kept: one or two for each virtual rank that a process hosts
+CACHED_LINES: Final = 4  # of two epochs for two orders: a loader in the training process has its own
 
 
 class Views(NamedTuple):
-    """The views of one virtual rank at one step: sample numbers and copies, [batch / K] each.
+    """The views of one virtual rank at one step, or several: sample numbers and copies, [steps x batch / K] each.
 
-    `step` and `epoch` are those that the views belong to: in a cyclic order, of the first cycle.
+    `step`, the first, and `epoch` are those that the views belong to: in a cyclic order, of the first cycle.
     """
 
     step: int
@@ -32,7 +38,15 @@ class Views(NamedTuple):
     copies: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+class Window(NamedTuple):
+    """Samples of a span that are shuffled among each other: `size` of them, from `start` on."""
+
+    number: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)  # hashed as the object that it is: the sizes of a million shards would take 16 ms
 class Order:
     """The order of a run.  `batch` is global; `window` is in samples.
 
@@ -50,7 +64,7 @@ class Order:
     cycle: int = 0  # epochs; 0: no cycle
     subset: int = 0  # samples, chosen by the seed; 0: all
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """How many samples there are to be seen."""
         return self.subset or sum(self.shard_sizes)
@@ -71,34 +85,102 @@ class Order:
         shown = self.span * (self.repeats if self.epoch == "images" else 1)
         return shown // self.rank_batch
 
-    def views(self, step: int, virtual_rank: int) -> Views:
-        """Return what `virtual_rank` sees at `step` of the run."""
+    def views(self, step: int, virtual_rank: int, steps: int = 1) -> Views:
+        """Return what `virtual_rank` sees at `step` of the run, and at those after it, up to `steps` of one epoch."""
         if self.cycle:
             step %= self.cycle * self.steps_per_epoch
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        positions = step_in_epoch * self.rank_batch + np.arange(self.rank_batch)
+        positions = step_in_epoch * self.rank_batch + np.arange(steps * self.rank_batch)
         in_span, copies = np.divmod(positions, self.repeats)
-        windows, in_window = np.divmod(in_span, self.window)
-        in_line = np.concatenate(
-            [
-                window * self.window + self._window(epoch, virtual_rank, int(window))[in_window[windows == window]]
-                for window in np.unique(windows)
-            ]
-        )
-        return Views(step, epoch, self._samples(epoch, virtual_rank * self.span + in_line), copies)
+        in_line = virtual_rank * self.span + self._shuffled(epoch, virtual_rank, in_span)
+        return Views(step, epoch, self._samples(epoch, in_line), copies)
+
+    def window_at(self, epoch: int, position: int) -> Window:
+        """Return the window that a position of a span lies in; all spans have the same ones.
+
+        In epoch 0 they are of 256 samples, 512, and so on up to `window`. Later the next epoch's shards are fetched
+        ahead, and all are of `window` samples; a span's last one has what is left.
+        """
+        starts = _growing_starts(self.window) if epoch == 0 else (0,)
+        number = bisect_right(starts, position) - 1
+        full = (position - starts[number]) // self.window  # of the windows that are as large as they grow
+        start = starts[number] + full * self.window
+        end = starts[number + 1] if number + 1 < len(starts) else start + self.window
+        return Window(number + full, start, min(end, self.span) - start)
+
+    def shards_ahead(self, step: int, virtual_rank: int, epochs: int) -> list[int]:
+        """Return the shards of the windows that `virtual_rank` sees at a step and of the next one, in order of use.
+
+        After the last of so many `epochs` there is no next one.
+        """
+        if self.cycle:
+            step %= self.cycle * self.steps_per_epoch
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        shown = -(-self.steps_per_epoch * self.rank_batch // self.repeats)  # positions of a span, of an epoch
+        first = step_in_epoch * self.rank_batch // self.repeats
+        _, start, size = self.window_at(epoch, ((step_in_epoch + 1) * self.rank_batch - 1) // self.repeats)
+        end = start + size
+        begin = self.window_at(epoch, first).start
+        if end < shown:
+            _, start, size = self.window_at(epoch, end)
+            return self._shards(epoch, virtual_rank, begin, start + size)
+        shards = self._shards(epoch, virtual_rank, begin, end)
+        if epoch + 1 < epochs:
+            shards += self._shards(epoch + 1, virtual_rank, 0, self.window_at(epoch + 1, 0).size)
+        return list(dict.fromkeys(shards))
+
+    def others(self, step: int, virtual_rank: int, slot: int) -> Iterator[int]:
+        """Yield other samples for a view whose own cannot be used: those after it in its window, round, then the rest.
+
+        They are the same on any hosting, and so that a node reads no other shards for them, of the same span.
+        """
+        if self.cycle:
+            step %= self.cycle * self.steps_per_epoch
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        position = (step_in_epoch * self.rank_batch + slot) // self.repeats
+        own = window = self.window_at(epoch, position)
+        turned = np.roll(np.arange(own.size), own.start - position)[1:]
+        while True:
+            permutation = _permutation(self.seed, epoch, virtual_rank, window.number, window.size)
+            in_line = virtual_rank * self.span + window.start + permutation[turned]
+            yield from self._samples(epoch, in_line).tolist()
+            end = window.start + window.size
+            window = self.window_at(epoch, end if end < self.span else 0)
+            if window == own:
+                return
+            turned = np.arange(window.size)
+
+    def _shards(self, epoch: int, virtual_rank: int, start: int, end: int) -> list[int]:
+        """Return the shards that a stretch of a span lies in, in the order of the epoch's line."""
+        line = _line(self, epoch)
+        positions = (virtual_rank * self.span + np.array([start, end - 1]) + line.offset) % self.num_samples
+        first, last = np.searchsorted(line.ends, positions, side="right").tolist()
+        if positions[0] <= positions[1]:
+            places = np.arange(first, last + 1)
+        else:  # around the end of the line
+            places = np.concatenate([np.arange(first, len(line.ends)), np.arange(last + 1)])
+        shards: list[int] = line.shards[places[line.ends[places] > line.starts[places]]].tolist()
+        return shards
+
+    def _shuffled(self, epoch: int, virtual_rank: int, in_span: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions of a span, in the shuffle's order, that stand at the given ascending ones."""
+        parts = []
+        while len(in_span):
+            number, start, size = self.window_at(epoch, int(in_span[0]))
+            inside = int(np.searchsorted(in_span, start + size))
+            permutation = _permutation(self.seed, epoch, virtual_rank, number, size)
+            parts.append(start + permutation[in_span[:inside] - start])
+            in_span = in_span[inside:]
+        return np.concatenate(parts)
 
     def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the samples at the given positions of the epoch's line."""
-        chosen, sizes = _chosen(self.shard_sizes, self.seed, self.subset)
-        line = _line(sizes, self.seed, epoch)
+        chosen, _ = _chosen(self)
+        line = _line(self, epoch)
         positions = (in_line + line.offset) % self.num_samples
         shards = np.searchsorted(line.ends, positions, side="right")
         samples = line.first_samples[shards] + positions - line.starts[shards]
         return samples if chosen is None else chosen[samples]
-
-    def _window(self, epoch: int, virtual_rank: int, window: int) -> NDArray[np.int64]:
-        size = min(self.window, self.span - window * self.window)
-        return _permutation(self.seed, epoch, virtual_rank, window, size)
 
 
 def order_of(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
@@ -117,14 +199,14 @@ def order_of(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
 
 
 @lru_cache(maxsize=2)
-def _chosen(shard_sizes: tuple[int, ...], seed: int, subset: int) -> tuple[NDArray[np.int64] | None, tuple[int, ...]]:
-    """Return the samples of a subset, and how many of them each shard holds."""
-    if not subset:
-        return None, shard_sizes
-    rng = generator(seed, Purpose.SUBSET)
-    chosen = np.sort(rng.choice(sum(shard_sizes), subset, replace=False))
-    counts = np.diff(np.searchsorted(chosen, np.cumsum((0, *shard_sizes))))
-    return chosen, tuple(counts.tolist())
+def _chosen(order: Order) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+    """Return the samples of an order's subset, None for all, and how many of them each shard holds."""
+    sizes = np.array(order.shard_sizes, dtype=np.int64)
+    if not order.subset:
+        return None, sizes
+    rng = generator(order.seed, Purpose.SUBSET)
+    chosen = np.sort(rng.choice(int(sizes.sum()), order.subset, replace=False))
+    return chosen, np.diff(np.searchsorted(chosen, np.cumsum((0, *order.shard_sizes))))
 
 
 class _Line(NamedTuple):
@@ -133,17 +215,28 @@ class _Line(NamedTuple):
     offset: int
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
+    shards: NDArray[np.int64]
     first_samples: NDArray[np.int64]
 
 
-@lru_cache(maxsize=2)
-def _line(shard_sizes: tuple[int, ...], seed: int, epoch: int) -> _Line:
-    rng = generator(seed, Purpose.SHARD_ORDER, epoch=epoch)
-    sizes = np.array(shard_sizes, dtype=np.int64)
+@lru_cache(maxsize=CACHED_LINES)
+def _line(order: Order, epoch: int) -> _Line:
+    rng = generator(order.seed, Purpose.SHARD_ORDER, epoch=epoch)
+    _, sizes = _chosen(order)
     shards = rng.permutation(len(sizes))
     ends = np.cumsum(sizes[shards])
     first_samples = np.cumsum(sizes) - sizes
-    return _Line(int(rng.integers(sizes.sum())), ends - sizes[shards], ends, first_samples[shards])
+    return _Line(int(rng.integers(sizes.sum())), ends - sizes[shards], ends, shards, first_samples[shards])
+
+
+@lru_cache
+def _growing_starts(window: int) -> tuple[int, ...]:
+    """Return where the windows of epoch 0 start that are smaller than `window`, and the first that is not."""
+    starts, size = [0], FIRST_WINDOW
+    while size < window:
+        starts.append(starts[-1] + size)
+        size *= 2
+    return tuple(starts)
 
 
 @lru_cache(maxsize=CACHED)

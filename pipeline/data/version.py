@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Final
 
-VIEWS: Final = 1
+VIEWS: Final = 3
 LIBRARIES: Final = ("numpy", "pillow", "timm")
 
 

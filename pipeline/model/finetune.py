@@ -53,6 +53,11 @@ def _head(net: nn.Module, amount: str = "") -> Names:
     return _under(net, *classifier_names(net))
 
 
+def _classifier(net: nn.Module, amount: str) -> Names:
+    """All layers of the head, the new last one among them: of VGG three, two of which know ImageNet."""
+    return _under(net, "pre_logits", *{name.partition(".")[0] for name in classifier_names(net)})  # timm's VGG
+
+
 def _partial(net: Any, amount: str) -> Names:
     """The last K blocks and the head; a half is the MLP of a block (MAE, 2111.06377, section 4.3)."""
     count = Fraction(amount)
@@ -67,14 +72,15 @@ def _partial(net: Any, amount: str) -> Names:
 
 
 def _attention(net: nn.Module, amount: str) -> Names:
-    """The attention layers and the head (Touvron et al. 2022, 2203.09795)."""
-    return {name for name, _ in net.named_parameters() if ".attn." in name} | _head(net)
+    """The attention layers, the position embeddings and the head (Touvron et al. 2022, 2203.09795; deit/main.py)."""
+    return {name for name, _ in net.named_parameters() if ".attn." in name or name == "pos_embed"} | _head(net)
 
 
 STRATEGIES: Final[Mapping[str, Callable[[nn.Module, str], Names]]] = {
     "full": _full,
     "gradual": _full,  # after the head alone
     "linear": _head,
+    "classifier": _classifier,
     "partial": _partial,
     "attention": _attention,
 }
@@ -131,7 +137,7 @@ RATES: Final[Mapping[str, Callable[[nn.Module, float], dict[str, float]]]] = {
 
 
 def classifier_names(net: Any) -> tuple[str, ...]:
-    """Return the names of a timm model's heads."""
+    """Return the names of a model's heads."""
     names = net.pretrained_cfg["classifier"] or ()
     return (names,) if isinstance(names, str) else tuple(names)
 

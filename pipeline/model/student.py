@@ -1,4 +1,4 @@
-"""The student: a timm model whose stochastic depth is a function of its views, with one head or two.
+"""The student: a model whose stochastic depth and dropout are functions of its views, with one head or two.
 
 Shapes: B images of a batch, C classes, D stochastic-depth modules, H heads: 2 where a distillation token is taught
 by a teacher, first the class token's, then the distillation token's; else 1.
@@ -10,10 +10,12 @@ import torch
 from timm.layers import DropPath
 from timm.models import VisionTransformerDistilled
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from pipeline.config import Compute
+from pipeline.device_randomness import derived_keys, kept_of, uniforms
 from pipeline.model.finetune import frozen_modules
-from pipeline.randomness import Purpose, uniforms
+from pipeline.randomness import Purpose
 
 
 def heads(net: nn.Module, images: Tensor) -> Tensor:
@@ -48,8 +50,52 @@ class KeyedDropPath(nn.Module):
         return x * self.scale.view(-1, *[1] * (x.ndim - 1)).to(x.dtype)
 
 
+class KeyedDropout(nn.Module):
+    """Dropout that draws what it drops of a view from a key of the view's and its own, which the student hands in."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.keys: Tensor | None = None  # int64 [B]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, [B, ...] or parts of the images one after the other, with values zeroed and the others scaled up.
+
+        In eval mode, x itself.
+        """
+        if not self.training:
+            return x
+        assert self.keys is not None, "the student hands the keys in before every training pass"
+        kept = kept_values(self.keys, self.rate, x.numel() // len(self.keys))
+        return torch.where(kept.reshape(x.shape), x / (1 - self.rate), 0)
+
+
+# one operation for torch.compile, which does not wrap around as the integers in it do
+@torch.library.custom_op("vitrail::kept_values", mutates_args=())
+def kept_values(keys: Tensor, rate: float, count: int) -> Tensor:
+    """Return which of `count` values of each key are kept, bool [B, count], for int64 keys [B]."""
+    return kept_of(keys, Purpose.DROPOUT, rate, count)
+
+
+@kept_values.register_fake
+def _kept_values(keys: Tensor, rate: float, count: int) -> Tensor:
+    return keys.new_empty((len(keys), count), dtype=torch.bool)
+
+
+def keyed(module: nn.Module) -> nn.Module | None:
+    """Return what drops by view key in the place of a module of a library's; None where that drops nothing."""
+    match module:
+        case DropPath():
+            return KeyedDropPath(module.drop_prob)
+        case StochasticDepth(p=rate) if rate:
+            return KeyedDropPath(rate)
+        case nn.Dropout(p=rate) if rate:
+            return KeyedDropout(rate)
+    return None
+
+
 class Student(nn.Module):
-    """A timm model whose stochastic depth is drawn by view key, computed as asked."""
+    """A model whose stochastic depth and dropout are drawn by view key, computed as asked."""
 
     drop_rates: Tensor  # [D]
 
@@ -59,11 +105,12 @@ class Student(nn.Module):
         self.net = net
         self.layout = torch.channels_last if compute.channels_last else torch.contiguous_format
         for name, module in list(net.named_modules()):
-            if isinstance(module, DropPath):
+            if instead := keyed(module):
                 parent, _, child = name.rpartition(".")
-                setattr(net.get_submodule(parent), child, KeyedDropPath(module.drop_prob))
+                setattr(net.get_submodule(parent), child, instead)
         self.frozen = frozen_modules(net)
         self.drop_paths = [module for module in net.modules() if isinstance(module, KeyedDropPath)]
+        self.dropouts = [module for module in net.modules() if isinstance(module, KeyedDropout)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
         self.register_buffer("drop_rates", rates, persistent=False)
         if compute.compile:
@@ -84,4 +131,9 @@ class Student(nn.Module):
             kept = uniforms(keys, Purpose.DROP_PATH, len(self.drop_paths)) >= self.drop_rates  # [B, D]
             for module, scale in zip(self.drop_paths, (kept / (1 - self.drop_rates)).unbind(1), strict=True):
                 module.scale = scale
+        if self.dropouts:
+            for dropout, own in zip(
+                self.dropouts, derived_keys(keys, Purpose.DROPOUT, len(self.dropouts)).unbind(1), strict=True
+            ):
+                dropout.keys = own
         return heads(self.net, images.contiguous(memory_format=self.layout))

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pipeline.data.batch import EvaluationBatches, Unusable
 from pipeline.data.device import normalize
-from pipeline.data.loader import load
+from pipeline.data.loader import Prepared, load
 from pipeline.job import Job
 from pipeline.model.student import fuse, heads
 from shards.index import Index
@@ -36,7 +36,13 @@ def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataL
     """Return the loader of this process's parts of a split: part p goes to process p mod W, none is padded."""
     batches = EvaluationBatches(job.recipe, index)
     parts = range(job.hosting.process, len(batches), job.hosting.processes)
-    return load(batches, parts, workers=job.hosting.workers, pin_memory=accelerator.device.type == "cuda")
+    return load(
+        batches,
+        parts,
+        workers=job.hosting.workers,
+        pin_memory=accelerator.device.type == "cuda",
+        remote=index.cache is not None,
+    )
 
 
 @torch.inference_mode()
@@ -48,7 +54,8 @@ def evaluate(
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
     digit on any number of processes of the same kind.
     """
-    batches = loader.dataset
+    assert isinstance(loader.dataset, Prepared)
+    batches = loader.dataset.batches
     assert isinstance(batches, EvaluationBatches)
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0

@@ -6,12 +6,16 @@ that nothing waits; it is read at once where a step is logged, evaluated or save
 are therefore never saved.
 """
 
+import os
+import select
 import signal
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from threading import Thread
 from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -20,13 +24,17 @@ from torch.utils.data import DataLoader
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
 from pipeline.data.batch import Batch
+from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
 from pipeline.session.evaluate import Score, evaluate
 from pipeline.session.log import Log
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.spike import Span, SpikeFound, Watch
+from pipeline.session.tally import Tally
 from pipeline.train import Run
 from shards.index import Index
+
+FORWARDED: Final = 2.0  # seconds in which a launcher may pass on a Ctrl-C that the terminal has sent already
 
 
 class Report(NamedTuple):
@@ -46,24 +54,71 @@ class Evaluation(NamedTuple):
 
 
 class StopRequest:
-    """Whether this process was asked to stop: by SIGINT, SIGTERM or SIGUSR1, from `listen` on."""
+    """Whether this process was asked to stop by one of STOP_SIGNALS, while it listens.
+
+    Python's handlers wait until the main thread comes back from what it waits for; where another process or a disk is
+    gone, that is never. So a thread hears the signals as well, and ends the process at a second SIGINT, SIGTERM or
+    SIGHUP. SIGUSR1 only asks, however often: clusters repeat it.
+    """
 
     def __init__(self) -> None:
         self.asked = False
 
-    def listen(self) -> None:
-        """Take the signals for a request to finish the step, save, and stop."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for a request to finish the step, save, and stop; a request holds until the process ends.
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True  # a second one changes nothing: the checkpoint is on its way
+        SIGHUP stays ignored where it is, as under nohup; but torch's launcher passes it on all the same, and kills what
+        does not end for it.
+        """
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        Thread(target=self._hear, args=(reading,), daemon=True).start()
+        wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        if handlers[signal.SIGHUP] == signal.SIG_IGN and "TORCHELASTIC_RUN_ID" not in os.environ:
+            del handlers[signal.SIGHUP]
+        for number in handlers:
+            signal.signal(number, self._ask)
+        try:
+            yield
+        finally:
+            if not self.asked:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(wakeup)
+                os.close(writing)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def _hear(self, reading: int) -> None:
+        """Read the numbers of signals as they come, and end the process at the second that is a request to end."""
+        first = None
+        with open(reading, "rb", buffering=0) as signals:
+            while heard := signals.read(1):
+                if heard[0] not in STOP_SIGNALS or heard[0] == signal.SIGUSR1:
+                    continue
+                if first is None:
+                    first = time.monotonic()
+                elif time.monotonic() - first >= FORWARDED:
+                    end_at_once(signal.Signals(heard[0]))
+
+
+def end_at_once(number: signal.Signals) -> NoReturn:
+    """End the process for a signal, whatever it waits for: nothing is saved, and no exit is waited for."""
+    said = f"{number.name} again: ended at once, nothing saved. The same command goes on from the newest checkpoint.\n"
+    if select.select([], [2], [], 0)[1]:  # a terminal that is halted takes nothing
+        with suppress(OSError):  # one that hung up
+            os.write(2, said.encode())
+    os._exit(128 + number)
 
 
 class Events:
     """The events of one session of a run.
 
-    `state` is what a checkpoint says beside its tensors, `skipped` what `run.skipped_steps` is in spans.
+    `state` is what a checkpoint says beside its tensors, `skipped` what `run.skipped_steps` is in spans, `trained` what
+    the checkpoint that the run goes on from says of the views before (`Tally`).
     """
 
     def __init__(
@@ -78,6 +133,7 @@ class Events:
         seconds: float = 0.0,
         watch: Watch,
         skipped: Sequence[Span] = (),
+        trained: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
         self.recipe = run.job.recipe
@@ -85,6 +141,7 @@ class Events:
         self.evaluation = evaluation
         self.finished = run.first_step  # steps, skipped ones too
         self.scores: dict[str, Score] = {}  # of the last evaluation
+        self.tally = Tally(run, trained)
         self.stopping = False
         self._state = state
         self._watch = watch
@@ -113,8 +170,9 @@ class Events:
         return views / self._training_seconds if self._training_seconds else 0.0
 
     def after_batch(self, batch: Batch, images: Tensor) -> None:
-        """Trace the views, note what could not be used, and show the session's first batch."""
+        """Trace and count the views, note what could not be used, and show the session's first batch."""
         self.log.trace(batch, self.run.job.index)
+        self.tally.note(batch)
         self._quarantine.note(batch.unusable)
         if batch.step == self.run.first_step and batch.virtual_rank == self.run.job.virtual_ranks[0]:
             self.log.pictures(batch.step, images, self.recipe.model)
@@ -132,6 +190,8 @@ class Events:
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
             self._receive(step)
         self.log.advance(done)
+        if is_due(done, self.run.schedule.steps_per_epoch):
+            self.tally.check(done)
         if log_due and self._report and self._report.step == step:
             self._log(self._report)
         paused = time.monotonic()
@@ -183,12 +243,9 @@ class Events:
                     self._refuse(self._report, wrong, guilty)
             if news:
                 self._quarantine.share()
-            images, allowed = len(self.run.job.index), self.recipe.data.max_bad
-            if len(self._quarantine) > allowed * images:
+            if too_many := self.recipe.data.too_many_bad(len(self._quarantine), len(self.run.job.index)):
                 raise TrainingError(
-                    f"step {step}: {len(self._quarantine)} of {images} training samples cannot be used, more than "
-                    f"--data.max-bad {allowed} allows. They are named in {self.log.folder.quarantine}; mend them, or "
-                    f"allow more."
+                    f"step {step}: {too_many} They are named in {self.log.folder.quarantine}; mend them, or allow more."
                 )
 
     def _refuse(self, report: Report, wrong: str, guilty: Sequence[int]) -> NoReturn:
@@ -257,6 +314,17 @@ class Events:
         self.scores, unusable = evaluate(self.run.weights.nets(), self.evaluation.loader, self.run.accelerator)
         self._eval_quarantine.note(unusable)
         self._eval_quarantine.share()
+        if self.recipe.data.strict and len(self._eval_quarantine):
+            raise TrainingError(
+                f"{index.dataset}: {len(self._eval_quarantine)} samples of {index.folder.name} cannot be used, and "
+                f"--data.strict allows none. They are named in {self.log.folder.quarantine}; mend them."
+            )
+        if not next(iter(self.scores.values())).samples:
+            raise TrainingError(
+                f"{index.dataset}: none of the {len(index)} samples of {index.folder.name} can be used, so "
+                f"that nothing can be evaluated. They are named in {self.log.folder.quarantine}; mend them: vitrail "
+                f"shards verify {index.dataset}"
+            )
         for weights, score in self.scores.items():
             if not record:
                 continue
@@ -273,8 +341,10 @@ class Events:
     def save(self, step: int, *, wait: bool) -> None:
         """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
 
-        Training stops for the copy of the tensors to the host alone. A teacher's outputs are stored before.
+        Training stops for the copy of the tensors to the host alone. A teacher's outputs are stored before. What is
+        saved was trained on the order's own views, or this raises as `Tally.check`.
         """
+        self.tally.check(step)
         if self.run.teacher:
             self.run.teacher.flush()
         self._writer.wait()  # so that there is one copy at a time
@@ -286,6 +356,7 @@ class Events:
                 "wall_seconds": self.wall_seconds,
                 "losses": self._watch.losses,
                 "skipped_steps": self._skipped,
+                "trained": self.tally.state,
             }
             saving = self.recipe.checkpoint
             spare = saving.every_steps if self.recipe.spike.policy == "rollback" else 0

@@ -1,8 +1,11 @@
 """Filling a store with a teacher's outputs, without training a student: for one job, or many beside each other."""
 
+from typing import NamedTuple
+
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.device import model_input
 from pipeline.data.loader import load
+from pipeline.errors import TrainingError
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
 from pipeline.session.session import share_fingerprints
@@ -10,10 +13,19 @@ from pipeline.teacher.outputs import open_outputs
 from shards.progress import progress
 
 
-def fill_store(job: Job, *, part: int, parts: int) -> int:
-    """Ask the teacher for every view of a recipe whose output is not stored yet, and return how many were.
+class Filled(NamedTuple):
+    """What was stored, and what could not be."""
+
+    outputs: int  # added
+    left: int  # batches without outputs, as their samples cannot be used
+    reasons: list[str]  # why not, of each such sample
+
+
+def fill_store(job: Job, *, part: int, parts: int) -> Filled:
+    """Ask the teacher for every view of a recipe whose output is not stored yet.
 
     Of the files of the store, an epoch of a virtual rank each, this is part `part` of `parts`.
+    Raises TrainingError where more samples cannot be used than the recipe allows.
     """
     recipe, steps = job.recipe, job.order.steps_per_epoch
     accelerator = build_accelerator(job.hosting, recipe.compute)
@@ -33,10 +45,24 @@ def fill_store(job: Job, *, part: int, parts: int) -> int:
         if outputs.store.read(step, rank) is None
     ]
     pin_memory = accelerator.device.type == "cuda"
-    loader = load(TrainingBatches(recipe, job.index), missing, workers=job.hosting.workers, pin_memory=pin_memory)
+    loader = load(
+        TrainingBatches(recipe, job.index),
+        missing,
+        workers=job.hosting.workers,
+        pin_memory=pin_memory,
+        remote=job.index.cache is not None,
+    )
+    left = 0
+    unusable: dict[int, str] = {}  # reasons, by sample
     try:
         for batch in progress(loader, len(missing), "asking the teacher"):
-            outputs.of(batch, model_input(batch, recipe.model, accelerator.device))
+            unusable |= {found.sample: found.reason for found in batch.unusable}
+            if too_many := recipe.data.too_many_bad(len(unusable), len(job.index)):
+                raise TrainingError("\n".join([too_many, *unusable.values()]))
+            if batch.replaced:
+                left += 1
+            else:
+                outputs.of(batch, model_input(batch, recipe.model, accelerator.device))
     finally:
         outputs.flush()
-    return len(missing) * recipe.rank_batch
+    return Filled((len(missing) - left) * recipe.rank_batch, left, list(unusable.values()))

@@ -7,6 +7,8 @@ checkpoint is cut off (`RunFolder.rewind`), so that no curve has a point twice.
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -18,8 +20,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.config import Model
 from pipeline.data.batch import Batch
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, gone
+from pipeline.library_internals import board_errors_raised_once
+from shards.files import naming
 from shards.index import Index
+from shards.terminal import plain
 
 PICTURES = 16  # images of the augmented batch that TensorBoard shows
 
@@ -35,39 +40,45 @@ class Log:
         self._metrics: IO[str] | None = None
         self._board: SummaryWriter | None = None
         self._bar: Progress | None = None
-        if trace:
-            folder.traces.mkdir(exist_ok=True)
-            self._trace = folder.trace(process).open("a", buffering=1)
-        if main:
-            self._metrics = folder.metrics.open("a", buffering=1)
-            self._board = SummaryWriter(folder.tensorboard, purge_step=step + 1)
-            if self._console.is_terminal and not quiet:
-                columns = (
-                    TextColumn("{task.description}"),
-                    BarColumn(),
-                    TextColumn("{task.completed}/{task.total}"),
-                )
-                self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
-                self._task = self._bar.add_task("step", total=last_step, completed=step)
+        with ExitStack() as opened:
+            if trace:
+                folder.traces.mkdir(exist_ok=True)
+                self._trace = opened.enter_context(folder.trace(process).open("a", buffering=1))
+            if main:
+                self._metrics = opened.enter_context(folder.metrics.open("a", buffering=1))
+                opened.enter_context(board_errors_raised_once())
+                with naming(folder.tensorboard):
+                    self._board = SummaryWriter(folder.tensorboard, purge_step=step + 1)
+                opened.callback(self._board.close)
+            self._opened = opened.pop_all()
+        if main and self._console.is_terminal and not quiet:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            self._task = self._bar.add_task("step", total=last_step, completed=step)
 
     def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
+            self._opened.callback(self._bar.stop)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for closing in (self._bar and self._bar.stop, self._board and self._board.close):
-            if closing:
-                closing()
-        for file in (self._metrics, self._trace):
-            if file:
-                file.close()
+        try:
+            with naming(self.folder.metrics):
+                self._opened.close()
+        except OSError:
+            if error is None:  # what ended the run says more
+                raise
 
     def say(self, text: str) -> None:
         """Print a line in the one process that speaks."""
-        self._console.print(text, markup=False)
+        self._console.print(plain(text))
         sys.stdout.flush()
 
     def advance(self, step: int) -> None:
@@ -76,15 +87,19 @@ class Log:
             self._bar.update(self._task, completed=step)
 
     def record(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
-        """Write one line of metrics.jsonl, and its numbers to TensorBoard."""
+        """Write one line of metrics.jsonl, and its numbers to TensorBoard.  Raises OSError where it cannot."""
         if not self._metrics or not self._board:
             return
-        self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        if not self.folder.metrics.exists():  # a removed file that is open takes every line, and keeps none
+            raise gone(self.folder.metrics)
+        with naming(self.folder.metrics):
+            self._metrics.write(json.dumps({"kind": kind, "step": step, "epoch": round(epoch, 4), **values}) + "\n")
         prefix = "/".join(str(values[name]) for name in ("split", "weights") if name in values) or kind
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{prefix}/{name}", value, step)
-        self._board.flush()
+        with naming(self.folder.tensorboard):
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"{prefix}/{name}", value, step)
+            self._board.flush()
 
     def pictures(self, step: int, images: Tensor, model: Model) -> None:
         """Show an augmented batch [B, 3, S, S], as the model sees it, in TensorBoard."""
@@ -92,7 +107,8 @@ class Log:
             return
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (model.mean, model.std))
         shown = (images[:PICTURES].float().cpu() * std + mean).clamp(0, 1)
-        self._board.add_images("train/augmented", shown, step)
+        with naming(self.folder.tensorboard):
+            self._board.add_images("train/augmented", shown, step)
 
     def trace(self, batch: Batch, index: Index) -> None:
         """Write which views a virtual rank sees at a step, if traces were asked for."""
@@ -100,4 +116,5 @@ class Log:
             keys = [index.key(sample) for sample in batch.samples.tolist()]
             views = list(zip(keys, batch.copies.tolist(), strict=True))
             line = {"step": batch.step, "virtual_rank": batch.virtual_rank, "views": views}
-            self._trace.write(json.dumps(line) + "\n")
+            with naming(Path(self._trace.name)):
+                self._trace.write(json.dumps(line) + "\n")

@@ -1,5 +1,6 @@
 """`learnt.png` of a run: held-out images with what the model says of them, and its accuracy as it trained."""
 
+import warnings
 from typing import Final
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.data.batch import EvaluationBatches
 from pipeline.data.device import normalize
 from pipeline.folder import RunFolder
 from pipeline.model.student import fuse, heads
+from shards.errors import harmless
 
 COLUMNS: Final = 10
 ROWS: Final = 4
@@ -24,6 +26,7 @@ def draw_learnt(
     from matplotlib.figure import Figure  # a run imports it at its end
 
     recipe = batches.recipe
+    names = [harmless(name)[:NAME] for name in classes]
     shown = [batches[part] for part in range(-(-COLUMNS * ROWS // recipe.eval.batch)) if part < len(batches)]
     images = torch.cat([part.images for part in shown])[: COLUMNS * ROWS]
     labels = np.concatenate([part.labels for part in shown])[: COLUMNS * ROWS]
@@ -41,18 +44,21 @@ def draw_learnt(
     upper.imshow(mosaic(images.numpy(), step_x, step_y), extent=(0, step_x * COLUMNS, step_y * ROWS, 0))
     for slot, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
         answer = int(row.argmax())
-        colour, truth = ("black", "") if answer == label else ("red", f"\nis {classes[label][:NAME]}")
-        text = f"{classes[answer][:NAME]} {row[answer]:.0%}{truth}"
+        colour, truth = ("black", "") if answer == label else ("red", f"\nis {names[label]}")
+        text = f"{names[answer]} {row[answer]:.0%}{truth}"
         left, top = slot % COLUMNS * step_x, slot // COLUMNS * step_y
         # the names of people's classes are no formulas
         upper.text(left, top - 0.04 * size, text, fontsize=7, color=colour, parse_math=False)
     upper.set_title(f"{recipe.name}: answers on held-out images (red: wrong)", fontsize=10, parse_math=False)
     for weights, points in accuracy(folder).items():
         lower.plot(*zip(*points, strict=True), marker=".", label=weights)
+    if recipe.finetune.head_epochs:
+        lower.axvline(recipe.finetune.head_epochs, color="grey", linestyle="--", label="from here on, all is trained")
     lower.set(xlabel="epoch", ylabel="top-1 on held-out images", ylim=(0, 1))
     lower.grid(alpha=0.3)
     lower.legend()
-    figure.savefig(folder.picture, dpi=110)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # letters that matplotlib's font has not
+        figure.savefig(folder.picture, dpi=110)
     return str(folder.picture)
 
 
@@ -70,5 +76,6 @@ def accuracy(folder: RunFolder) -> dict[str, list[tuple[float, float]]]:
     """Return (epoch, top-1) of a run's evaluations, by weights."""
     points: dict[str, list[tuple[float, float]]] = {}
     for line in folder.logged("eval"):
-        points.setdefault(line["weights"], []).append((line["epoch"], line["top1"]))
+        if "weights" in line and "top1" in line:
+            points.setdefault(line["weights"], []).append((line["epoch"], line["top1"]))
     return points

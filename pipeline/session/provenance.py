@@ -12,6 +12,7 @@ from typing import Final
 import torch
 
 from pipeline.fields import differing, flatten
+from pipeline.folder import Beginning
 from pipeline.job import Job
 from shards.files import read_json, write_json
 
@@ -32,7 +33,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
                 "git_commit": git_commit(),
             },
         )
-    began, now = flatten(read_json(folder.recipe)["recipe"]), flatten(job.recipe)
+    began, now = flatten(read_json(folder.recipe, Beginning)["recipe"]), flatten(job.recipe)
     hosting = job.hosting
     folder.begin_session(
         {

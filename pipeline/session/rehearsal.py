@@ -18,15 +18,17 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Recipe, cost_fields
-from pipeline.folder import RunFolder
+from pipeline.folder import Rehearsal, RunFolder
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import on_meta
 from pipeline.session.session import DONE, run_job, trained_parts
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
 from shards.dataset import Dataset, read_dataset
+from shards.errors import DamagedFile, harmless
 from shards.files import read_json, write_json
 from shards.synthetic import make_dataset
+from shards.terminal import plain
 
 STEPS: Final = 4  # the first warms up and is not timed; before the last the run is stopped and resumed
 IMAGES_ON_CPU: Final = 4  # of a virtual rank in a step, where there is no accelerator
@@ -55,7 +57,8 @@ def rehearse(job: Job) -> int:
             recipe = replace(recipe, distill=replace(recipe.distill, weights=str(scratch / "teacher.safetensors")))
         small = replace(job, recipe=recipe, data=job.data or "made-up images", dataset=dataset, folder=folder)
         if main:
-            print(f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {small.data} ...", flush=True)
+            says = f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {small.data} ..."
+            print(harmless(says), flush=True)
         for last_step in (STEPS - 1, STEPS):
             run_job(replace(small, max_steps=last_step, resume="auto"), quiet=True)
         if main:
@@ -80,10 +83,11 @@ def made_up(recipe: Recipe, folder: Path) -> Dataset:
 
 def measured_speed(job: Job) -> tuple[float, str]:
     """Return the images/s of one process that a rehearsal of this job measured, and where; 0 where none did."""
-    if not job.folder.rehearsal.exists():
+    try:
+        kept = read_json(job.folder.rehearsal, Rehearsal)
+    except (FileNotFoundError, DamagedFile):
         return 0.0, ""
-    kept = read_json(job.folder.rehearsal)
-    if kept.get("cost_fields") != cost_fields(job.recipe):
+    if kept["cost_fields"] != cost_fields(job.recipe):
         return 0.0, ""
     return kept["images_per_second"], f", as rehearsed on {kept['device']}"
 
@@ -120,9 +124,10 @@ def report(job: Job, small: Job) -> float:
     saved = sum(file.stat().st_size for file in (small.folder.checkpoints / f"step-{STEPS:08d}").iterdir())
     hours = steps * recipe.batch / speed / 3600
     flops = forward_flops(recipe)
-    table = Table(title=f"Rehearsal of {recipe.name}", show_header=False)
+    table = Table(title=plain(f"Rehearsal of {recipe.name}"), show_header=False)
     for row in (
         ("model", f"{recipe.model.name}, {job.parameter_count:,} parameters"),
+        ("starts from", job.start or "weights drawn from the seed"),
         ("trained", trained_parts(job)),
         ("teacher", recipe.distill.teacher or "none"),
         ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
@@ -150,14 +155,14 @@ def report(job: Job, small: Job) -> float:
         ),
         ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
     ):
-        table.add_row(*row)
+        table.add_row(*map(plain, row))
     Console().print(table)
     return speed
 
 
 def forward_flops(recipe: Recipe) -> int:
     """Return the floating point operations of one image's forward pass."""
-    net = on_meta(recipe, start=False)
+    net = on_meta(recipe)
     image = torch.empty(1, 3, recipe.model.img_size, recipe.model.img_size, device="meta")
     with FlopCounterMode(display=False) as counter:
         net.eval()(image)

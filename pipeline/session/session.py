@@ -8,19 +8,21 @@ from typing import Any, Final
 
 import timm
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from safetensors.torch import save_file
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import save as serialized
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot, Writer
 from pipeline.data.batch import EvaluationBatches
+from pipeline.data.shuffle import shuffle_of
 from pipeline.errors import CheckpointError
 from pipeline.fields import differing
-from pipeline.fingerprints import START, weights_sha256
+from pipeline.fingerprints import DATA, START, weights_sha256
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import timm_arguments
 from pipeline.model.finetune import fold_head_norm
+from pipeline.model.start import INTERPOLATION
 from pipeline.session.evaluate import evaluation_loader
 from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
@@ -28,8 +30,8 @@ from pipeline.session.picture import draw_learnt
 from pipeline.session.provenance import begin_session
 from pipeline.session.spike import Span, SpikeFound, Watch, steps_of
 from pipeline.train import Run, build, train
-from shards.errors import BadRequest, Problem, VitrailError
-from shards.files import atomic_write, write_json
+from shards.errors import BadRequest, Problem, VitrailError, harmless
+from shards.files import atomic_write, naming, write_json
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
 
@@ -49,17 +51,23 @@ PARTS: Final = Parts()
 
 def run_job(job: Job, parts: Parts = PARTS, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` leaves out the log."""
+    stop = StopRequest()
+    with stop.listening():
+        return run_session(job, parts, stop, quiet=quiet)
+
+
+def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> int:
+    """Do what `run_job` says, until a request to stop."""
     accelerator = build_accelerator(job.hosting, job.recipe.compute)
     job = share_fingerprints(job)
-    say: Say = print if job.hosting.main else lambda _: None
+    say: Say = (lambda text: print(harmless(text))) if job.hosting.main else lambda _: None
     with locked(job):
+        main_alone(job, lambda: job.folder.mend(say))
         snapshot = restore(job, say)
         if is_done(job, snapshot):
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
             return DONE
-        stop = StopRequest()
-        stop.listen()
         with recorded(job, accelerator, snapshot) as session:
             spike: SpikeFound | None = None
             while True:
@@ -114,11 +122,12 @@ def run_phase(
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
             skipped=skipped,
+            trained=saved.get("trained"),
         )
         try:
             stopped = train(run, events)
         except BaseException:
-            with suppress(CheckpointError):  # which would hide what ended the training
+            with suppress(CheckpointError, OSError):  # which would hide what ended the training
                 writer.wait()
             raise
         finally:
@@ -142,9 +151,19 @@ class Session:
 
 
 def share_fingerprints(job: Job) -> Job:
-    """Return the job with the fingerprints of the process that hashed the files; all processes must ask."""
+    """Return the job with the fingerprints of the process that hashed the files; all processes must ask.
+
+    Raises BadRequest where a process has found other data under the same name.
+    """
     shared = [dict(job.fingerprints)]
     broadcast_object_list(shared)
+    data = gather_object([job.fingerprints[DATA]])
+    if others := [process for process, found in enumerate(data) if found != data[0]]:
+        raise BadRequest.of(
+            "data",
+            f"--data {job.data}: process {others[0]} finds other data there than process 0. Name what is the same on "
+            f"all nodes, or copy it again.",
+        )
     return replace(job, fingerprints=shared[0])
 
 
@@ -240,6 +259,8 @@ def introduce(
 ) -> None:
     """Say what a person should know of a run before its first step, and what it goes back for."""
     log.say(introduction(job, run, resumed=resumed))
+    if job.hosting.main and job.index.known is not None:  # else the labels come with the shards
+        log.say(f"shuffle   {shuffle_of(job.order, job.index.known['label'])}")
     if job.dataset and job.dataset.evaluation_split() is None:
         log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
     if spike:
@@ -255,7 +276,12 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
     shown = order.num_samples // (recipe.data.repeats if recipe.data.epoch == "views" else 1)
     scaled = f" = {recipe.optim.lr} x {recipe.batch}/{recipe.optim.lr_batch}" if recipe.optim.lr_batch else ""
     distill = recipe.distill
-    taught = f"{distill.teacher}, {distill.loss} outputs" + (f", stored in {distill.store}" if distill.store else "")
+    taught = "; ".join(
+        [
+            f"{distill.teacher}, {distill.loss} outputs" + (f", stored in {distill.store}" if distill.store else ""),
+            *([job.taught_by] if job.taught_by else []),
+        ]
+    )
     shares = ", ".join(str(share) for share in hosting.shares(recipe.virtual_ranks))
     return "\n".join(
         [
@@ -268,10 +294,28 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
+            *([f"weights   {job.start}"] if job.start and not resumed else []),
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained_parts(job)}"] if recipe.finetune.strategy != "full" else []),
+            *([stream(job, run.first_step)] if job.index.cache else []),
             f"output    {job.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
         ]
+    )
+
+
+def stream(job: Job, step: int) -> str:
+    """Return what has to come over the network before a run gets going, in words."""
+    index, order = job.index, job.order
+    assert index.cache
+    samples = [order.views(step, rank).samples for rank in job.hosting.virtual_ranks_of_node(order.virtual_ranks)]
+    first = {index.shard_of(sample) for of_rank in samples for sample in of_rank.tolist()}
+    soon = job.shards_at(step)
+    there = sum(index.cache.holds(index.tar(shard)) for shard in soon)
+    size = sum(index.shards[shard].bytes for shard in soon)  # 0 where nobody said it
+    return (
+        f"stream    the first batch waits for {len(first)} shards, the windows that it begins span {len(soon)}"
+        f"{f' of {size / 1e6:,.0f} MB' if size else ''}; {there} of them are in {index.cache.folder}, which holds up "
+        f"to {index.cache.limit / 1e9:,.0f} GB"
     )
 
 
@@ -293,7 +337,7 @@ def finish(job: Job, run: Run, events: Events) -> None:
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
         with atomic_write({"raw": folder.weights, "ema": folder.ema_weights}[name]) as file:
-            save_file({name: value.contiguous() for name, value in weights.items()}, file.name)
+            file.write(serialized({name: value.contiguous() for name, value in weights.items()}))
     write_json(folder.timm_config, timm_config(job, run.weights.net.num_features))
     scores = events.scores
     skipped = sum(step < run.last_step for step in run.skipped_steps)
@@ -312,14 +356,21 @@ def finish(job: Job, run: Run, events: Events) -> None:
     shown = ""
     if events.evaluation and job.dataset:
         batches = EvaluationBatches(job.recipe, events.evaluation.split)
-        picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
+        with naming(folder.picture):
+            picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
         shown = f"\npicture   {picture}"
     write_json(folder.summary, summary)
+    if events.tally.proven:
+        since = f", since step {events.tally.since}" if events.tally.since else ""
+        events.log.say(f"views     all {events.tally.proven:,} as the order has them{since}")
     events.log.say(f"done      {folder.summary}{shown}\ncurves    tensorboard --logdir {folder.tensorboard}")
 
 
 def timm_config(job: Job, num_features: Any) -> dict[str, Any]:
-    """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model."""
+    """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model.
+
+    A network that timm lacks is known to it after `import pipeline.model.nets`.
+    """
     model, classes = job.recipe.model, job.recipe.data.classes
     return {
         "architecture": timm.models.split_model_name_tag(model.name)[0],
@@ -329,7 +380,7 @@ def timm_config(job: Job, num_features: Any) -> dict[str, Any]:
             "input_size": [3, model.img_size, model.img_size],
             "mean": model.mean,
             "std": model.std,
-            "interpolation": "bicubic",
+            "interpolation": INTERPOLATION,
             "crop_pct": job.recipe.eval.crop_ratio,
             "num_classes": classes,
         },

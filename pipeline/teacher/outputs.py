@@ -43,9 +43,11 @@ class TeacherOutputs:
         """Return the outputs for a batch, `images` [B, 3, S, S] as the student sees it, on their device.
 
         Hard: classes, int64 [B].  Soft: log-probabilities, float32 [B, C].
+        Those of a batch with replaced samples are not stored: once these are mended, its views are others.
         """
         distill, classes = self.recipe.distill, self.recipe.data.classes
-        if self.store:
+        stores = self.store is not None and not batch.replaced
+        if self.store and stores:
             stored = self.store.read(batch.order_step, batch.virtual_rank)
             if stored is not None:
                 records = torch.from_numpy(stored.astype("int64")).to(images.device, non_blocking=True)
@@ -54,7 +56,7 @@ class TeacherOutputs:
         if distill.loss == "soft" and not distill.top:
             return logits.log_softmax(1)
         records = to_records(logits, distill)
-        if self.store:
+        if stores:
             self._send(batch, records)
         return from_records(records, classes, distill)
 

@@ -1,20 +1,20 @@
 """Stored teacher outputs: fixed-size records by (epoch, virtual rank, step, slot), read by any student.
 
 A file holds one virtual rank's epoch, `epoch-0000/rank-000.bin`: a record a view, in the order of steps and slots,
-and a CRC-32 at the end. Until it is whole it is `rank-000.part`, where a record that is not there yet is zero; so
-a kill at any moment leaves what was written, ranks and jobs write side by side, and an epoch more is a file more.
+and a CRC-32 at the end. Until it is whole it is `rank-000.part`, where a record that is not there yet is zero, beside
+`rank-000.crc` with a CRC-32 for each step; so a kill at any moment leaves what was written, ranks and jobs write side
+by side, and an epoch more is a file more. Steps whose CRC-32 differs are asked for again.
 `store.json` says which views and which teacher the outputs belong to.
 
 A record is little-endian: hard, the class plus one in 2 bytes; soft, k probabilities in fp16 and k classes in 2
 bytes each, the most probable first.
 """
 
-import json
 import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +24,19 @@ from pipeline.data.order import Order
 from pipeline.errors import StoreError
 from pipeline.fields import differing, flag
 from pipeline.fingerprints import DATA, TEACHER, VIEWS
-from shards.errors import Problem
-from shards.files import sync_folder, write_json
+from shards.errors import DamagedFile, Problem
+from shards.files import read_json, sync_folder, write_json
 
 FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view
 CRC_BYTES: Final = 4
 HEAD: Final = "store.json"  # says which views and which teacher the outputs belong to
+
+
+class StoreHead(TypedDict):
+    """store.json."""
+
+    format_version: int
+    fingerprint: dict[str, Any]
 
 
 def store_fingerprint(recipe: Recipe, fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
@@ -42,15 +49,19 @@ def differences(folder: Path, wanted: dict[str, Any]) -> list[Problem]:
 
     Raises StoreError if the folder holds something else.
     """
+    # what lies there is listed before the head is looked for: another job may begin the store meanwhile, head first
+    strange = folder.exists() and (
+        not folder.is_dir() or any(not path.name.startswith(f".{HEAD}.") for path in folder.iterdir())
+    )
     if not (folder / HEAD).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if strange:
             raise StoreError(f"{folder}: neither empty nor a store of teacher outputs (it has no {HEAD}).")
         return []
     try:
-        saved = json.loads((folder / HEAD).read_text())
-        version, held = saved["format_version"], saved["fingerprint"]
-    except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{folder / HEAD}: cannot be read ({error}).") from error
+        saved = read_json(folder / HEAD, StoreHead)
+    except (OSError, DamagedFile) as error:
+        raise StoreError(f"{error} Nobody can say what the store holds: name another folder.") from error
+    version, held = saved["format_version"], saved["fingerprint"]
     if version != FORMAT_VERSION:
         raise StoreError(
             f"{folder}: filled by another version of Vitrail (format {version}; this one reads {FORMAT_VERSION}), and "
@@ -116,7 +127,7 @@ class _RankEpoch:
     def __init__(self, path: Path, epoch: int, shape: tuple[int, int, int]) -> None:
         self.path = path
         self.epoch = epoch
-        self.part = path.with_suffix(".part")
+        self.part, self.crcs = path.with_suffix(".part"), path.with_suffix(".crc")
         count = int(np.prod(shape))
         size = count * 2 + CRC_BYTES
         self.records: NDArray[np.uint16]
@@ -133,6 +144,13 @@ class _RankEpoch:
         if self.part.exists():
             written = np.fromfile(self.part, "<u2")[:count]
             self.records.reshape(-1)[: len(written)] = written
+            crcs = np.zeros(shape[0], "<u4")
+            if self.crcs.exists():
+                known = np.fromfile(self.crcs, "<u4")[: shape[0]]
+                crcs[: len(known)] = known
+            for step, crc in enumerate(crcs.tolist()):
+                if crc != zlib.crc32(self.records[step].data):
+                    self.records[step] = 0
 
     def write(self, step: int, records: NDArray[np.uint16]) -> None:
         if self.path.exists():  # another job has finished it
@@ -144,12 +162,16 @@ class _RankEpoch:
             with open(os.open(self.part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
                 file.seek(step * len(block))
                 file.write(block)
+                with open(os.open(self.crcs, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as crcs:
+                    crcs.seek(step * CRC_BYTES)
+                    crcs.write(zlib.crc32(block).to_bytes(CRC_BYTES, "little"))
                 if not self.records[..., 0].all():
                     return
                 file.seek(self.records.nbytes)
                 file.write(zlib.crc32(self.records.data).to_bytes(CRC_BYTES, "little"))
                 os.fsync(file.fileno())
             self.part.replace(self.path)
+            self.crcs.unlink(missing_ok=True)
             sync_folder(self.path.parent)
         except FileNotFoundError:  # another job finished it meanwhile, with the same outputs
             if not self.path.exists():

@@ -3,22 +3,25 @@
 Shapes: B images, C classes.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import timm
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from pipeline.config import LOCAL_DIR, Distill, Model, Recipe
 from pipeline.folder import RunFolder
-from pipeline.model.build import has_fixed_size, unknown_model
+from pipeline.model import torchvision_nets
+from pipeline.model.build import has_fixed_size, unknown_model, with_published_weights
 from pipeline.model.weights import load_weights
-from shards.errors import BadRequest
+from pipeline.model.weights_file import file_of
+from shards.errors import BadRequest, DamagedFile
+from shards.files import read_json
 
 
 class Input(NamedTuple):
@@ -27,6 +30,22 @@ class Input(NamedTuple):
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+
+class TrainedInput(TypedDict):
+    """What config.json of a run says of its images."""
+
+    input_size: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+class RunConfig(TypedDict):
+    """What is read of config.json of a run, beside what timm reads of it."""
+
+    architecture: str
+    num_classes: int
+    pretrained_cfg: TrainedInput
 
 
 class Teacher(nn.Module):
@@ -69,15 +88,15 @@ def build_teacher(recipe: Recipe) -> Teacher:
     return Teacher(net.to(memory_format=torch.channels_last), _input(net, distill), recipe.model)
 
 
-def check_teacher(recipe: Recipe, *, fetched: bool = True) -> None:
-    """Raise BadRequest if the teacher does not fit the recipe, as far as can be told without its weights' memory.
+def check_teacher(recipe: Recipe, *, fetched: bool = True) -> str:
+    """Return what is found in the file of the teacher's weights, in words; empty where there is none.
 
-    Where published weights will not be `fetched`, as in a rehearsal, it does not matter whether there are any.
+    Raises BadRequest if the teacher does not fit the recipe, as far as can be told without its weights' memory. Where
+    published weights will not be `fetched`, as in a rehearsal, it does not matter whether there are any.
     """
     distill, classes = recipe.distill, recipe.data.classes
     if not distill.teacher.startswith(LOCAL_DIR):
-        theirs = [f"torchvision:{name}" for name in torchvision.models.list_models()]
-        if unknown := list(unknown_model("distill.teacher", distill.teacher, theirs)):
+        if unknown := list(unknown_model("distill.teacher", distill.teacher)):
             raise BadRequest(unknown)
     else:
         folder = RunFolder(Path(distill.teacher.removeprefix(LOCAL_DIR)))
@@ -87,14 +106,13 @@ def check_teacher(recipe: Recipe, *, fetched: bool = True) -> None:
                 f"--distill.teacher {distill.teacher}: {folder} is not the folder of a finished run.",
             )
     if lacks_weights(distill) and not fetched:
-        return
+        return ""
     with torch.device("meta"):
         net = _create(distill, classes, weights=False)
     if distill.weights:
-        load_weights(net, distill.weights, "distill.weights")
-        return
-    if distill.teacher.startswith("torchvision:"):
-        taught = len(_published(distill).meta["categories"])
+        return load_weights(net, distill.weights, "distill.weights")
+    if distill.teacher.startswith(torchvision_nets.PREFIX):
+        taught = torchvision_nets.published(distill.teacher).classes
     else:
         config: Any = net.pretrained_cfg
         taught = config["num_classes"]
@@ -106,6 +124,7 @@ def check_teacher(recipe: Recipe, *, fetched: bool = True) -> None:
         raise BadRequest.of(
             "distill.teacher", f"--distill.teacher {distill.teacher} knows {taught} classes, the recipe has {classes}."
         )
+    return ""
 
 
 def write_random_weights(recipe: Recipe, path: Path) -> None:
@@ -117,7 +136,7 @@ def weights_file(distill: Distill) -> Path | None:
     """Return the file of the teacher's weights, None where they are the published ones."""
     if distill.teacher.startswith(LOCAL_DIR):
         return RunFolder(Path(distill.teacher.removeprefix(LOCAL_DIR))).weights
-    return Path(distill.weights) if distill.weights else None
+    return file_of(distill.weights) if distill.weights else None
 
 
 def lacks_weights(distill: Distill) -> bool:
@@ -128,31 +147,34 @@ def lacks_weights(distill: Distill) -> bool:
 def _create(distill: Distill, classes: int, *, weights: bool) -> nn.Module:
     name = distill.teacher
     try:
-        options: dict[str, Any]
-        if name.startswith("torchvision:"):
-            options = {"weights": "DEFAULT"} if weights else {"num_classes": classes}
-            net: nn.Module = torchvision.models.get_model(name.removeprefix("torchvision:"), **options)
-            return net
+        if name.startswith(LOCAL_DIR):
+            run = RunFolder(Path(name.removeprefix(LOCAL_DIR)))
+            config = read_json(run.timm_config, RunConfig)
+            if config["architecture"].startswith(torchvision_nets.PREFIX):
+                return _of_torchvision(config, run.weights, weights=weights)
+        if name.startswith(torchvision_nets.PREFIX):
+            return torchvision_nets.create(name, classes, distill.img_size, pretrained=weights)
         fixed = not name.startswith(LOCAL_DIR) and has_fixed_size(name)
-        options = {"img_size": distill.img_size} if distill.img_size and fixed else {}
-        net = timm.create_model(name, pretrained=weights, num_classes=classes, **options)
-    except (TypeError, ValueError, AssertionError, OSError, RuntimeError) as error:
+        options: dict[str, Any] = {"img_size": distill.img_size} if distill.img_size and fixed else {}
+        create = partial(timm.create_model, name, num_classes=classes)
+        net: nn.Module = with_published_weights(create, options) if weights else create(**options)
+    except (TypeError, ValueError, AssertionError, OSError, RuntimeError, DamagedFile) as error:
         raise BadRequest.of("distill.teacher", f"--distill.teacher {name}: cannot be had ({error}).") from error
     return net
 
 
-def _published(distill: Distill) -> Any:
-    """Return the weights that torchvision publishes for the teacher, as its enum describes them."""
-    kinds: Any = torchvision.models.get_model_weights(distill.teacher.removeprefix("torchvision:"))
-    return kinds.DEFAULT
+def _of_torchvision(config: RunConfig, file: Path, *, weights: bool) -> nn.Module:
+    """Return the network of a run that trained one of torchvision's, with the weights of its file where asked for."""
+    said = config["pretrained_cfg"]
+    net: Any = torchvision_nets.create(config["architecture"], config["num_classes"], said["input_size"][-1])
+    net.pretrained_cfg |= {**said, "file": str(file)}
+    if weights:
+        load_weights(net, str(file), "distill.teacher")
+    return net
 
 
 def _input(net: nn.Module, distill: Distill) -> Input:
     """Return what the teacher takes: as the request says, else as its weights were trained."""
-    if distill.teacher.startswith("torchvision:"):
-        presets = _published(distill).transforms()
-        own = Input(presets.crop_size[0], tuple(presets.mean), tuple(presets.std))
-    else:
-        config = resolve_data_config(model=net)
-        own = Input(config["input_size"][-1], config["mean"], config["std"])
-    return Input(distill.img_size or own.size, distill.mean or own.mean, distill.std or own.std)
+    config = resolve_data_config(model=net)
+    return Input(distill.img_size or config["input_size"][-1], distill.mean or config["mean"],
+                 distill.std or config["std"])  # fmt: skip

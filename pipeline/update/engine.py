@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pipeline.config import EngineName, Recipe
 from pipeline.hosting import Hosting
-from pipeline.library_internals import link_optimizer_state
+from pipeline.library_internals import exchange_over_torch_alone, link_optimizer_state
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
 from pipeline.update.optimizer import build_optimizer, set_rates, update
@@ -152,6 +152,8 @@ class Zero(Replicated):
         import deepspeed  # takes seconds, and only this engine needs it
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        if accelerator.device.type == "cpu":
+            exchange_over_torch_alone()
 
         self.net = net
         self.accelerator = accelerator

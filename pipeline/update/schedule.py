@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, ScheduleName
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,16 @@ class Schedule:
             warmup=optim.warmup_epochs * self.steps_per_epoch,
             total=self.total_steps - self.head_steps,
             start=optim.warmup_lr,
+            schedule=optim.schedule,
         )
 
     def last_step(self, first_step: int, max_steps: int) -> int:
         """Return where training from `first_step` on ends: at `max_steps`, or at the recipe's end where that is 0."""
         return max(first_step, min(self.total_steps, max_steps or self.total_steps))
+
+    def phase_start(self, first_step: int) -> int:
+        """Return where the phase of fine-tuning that `first_step` lies in begins."""
+        return self.head_steps if first_step >= self.head_steps else 0
 
     def phase_end(self, first_step: int, max_steps: int) -> int:
         """Return where the phase of fine-tuning that `first_step` lies in ends, or training does."""
@@ -47,13 +52,27 @@ class Schedule:
         return min(last_step, self.head_steps) if first_step < self.head_steps else last_step
 
 
-def cosine(step: float, *, peak: float, floor: float, warmup: float, total: int, start: float) -> float:
-    """Return the learning rate of a step: linear from `start` to `peak` over `warmup` steps, then half a cosine.
+def cosine(
+    step: float,
+    *,
+    peak: float,
+    floor: float,
+    warmup: float,
+    total: int,
+    start: float,
+    schedule: ScheduleName = "timm",
+) -> float:
+    """Return the learning rate of a step: linear from `start` over `warmup` steps, then half a cosine from `peak`.
 
-    The rate would reach `floor` at step `total`, one after the last. Source: deit/main.py defaults (warm-up from
-    1e-6, floor 1e-5), stepped by step instead of by epoch.
+    The rate would reach `floor` at step `total`, one after the last. The sources differ in how the two meet. In timm's,
+    which DeiT takes, the cosine runs from step 0 on, hidden by the warm-up; in pycls's the warm-up is a factor of that
+    cosine; in big_vision's the cosine begins where the warm-up ends. timm and pycls evaluate the formula once an epoch,
+    and deit/main.py one epoch late, so that two epochs have the rate `start`; here it is by step, at the step's place.
     """
-    if step < warmup:
-        return start + (peak - start) * step / warmup
-    progress = (step - warmup) / max(total - warmup, 1)
-    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * progress))
+    begin = warmup if schedule == "big_vision" else 0
+    progress = max(step - begin, 0) / max(total - begin, 1)
+    rate = floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * progress))
+    if step >= warmup:
+        return rate
+    share = (start + (peak - start) * step / warmup) / peak
+    return share * (rate if schedule == "pycls" else peak)

@@ -153,7 +153,7 @@ the fine-tuning; the pretrained model is one.""",
 FLOWERS: Final = (
     "--model.name resnet20_cifar --model.img-size 48 --model.no-pretrained "
     "--model.weights {pretrained-cnn-0}/model.safetensors --model.new-head --data.classes 12 "
-    "--eval.every-epochs 8"
+    "--data.splits train=train test=test --eval.every-epochs 8"
 )
 GRADUAL: Final = Table(
     title="Feature extraction, then fine-tuning",

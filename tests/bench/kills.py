@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, Summary
 from shards.files import read_json
 
 LAUNCH = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file",
@@ -45,7 +45,7 @@ def main() -> None:
                 process.wait()
             before = len(RunFolder(folder).logged("train"))
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            hashes.append(read_json(RunFolder(folder).summary)["weights_sha256"])
+            hashes.append(read_json(RunFolder(folder).summary, Summary)["weights_sha256"])
             print(f"killed after step {before:2d}" if number else "unbroken", hashes[-1], flush=True)
     print(f"{sum(h == hashes[0] for h in hashes[1:])} of {options.kills} equal the unbroken run")
 

@@ -176,7 +176,7 @@ def scores_of(folder: Path) -> dict[str, list[float]]:
 
 def read(folder: Path, row: Row, seed: int) -> dict[str, Any]:
     """Return the summary of a run."""
-    summary: dict[str, Any] = read_json(RunFolder(output(folder, row.name, seed)).summary)
+    summary: dict[str, Any] = read_json(RunFolder(output(folder, row.name, seed)).summary, dict[str, Any])
     return summary
 
 

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
 from launch import bench
-from launch.bench import Measured, against_a_bare_loop, against_timm, alone, bench_loader, bench_step, in_turn
-from pipeline.config import Distill
+from launch.bench import Measured, against_a_bare_loop, against_timm, alone, bench_loader, bench_step, in_turn, policy
+from pipeline.config import Distill, Policy
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from shards.dataset import Dataset
@@ -38,6 +39,12 @@ def assert_arms(measured: Measured, *arms: str) -> None:
 
 def job_on(dataset: Dataset) -> Job:
     return resolve(Request(recipe=alone(HERE, "fp32"), data=str(dataset.folder)), REHEARSAL)
+
+
+@pytest.mark.parametrize("name", get_args(Policy))
+def test_timm_is_asked_for_its_own_rand_augment_alone(name: str) -> None:
+    asked = policy(replace(TINY, augment=replace(TINY.augment, policy=name)))
+    assert asked == ("rand-n2-m9-mstd0.5-inc1" if name == "rand" else None)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from shards.dataset import Dataset
 from tests.running import SCRIPT, run_launched, vitrail_process
-from tests.tiny import TINY
+from tests.tiny import HERE, TINY
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
@@ -61,11 +61,11 @@ def test_a_torn_shard_and_a_missing_folder_are_told_of(dataset: Dataset, tmp_pat
     shutil.copytree(dataset.folder, copy)
     tar = sorted((copy / "train").glob("*.tar"))[-1]
     os.truncate(tar, 1000)
-    torn = doctor.shards(str(copy))
+    torn = doctor.shards(str(copy), HERE)
     assert torn.ok is False
     assert tar.name in torn.says
-    assert doctor.shards(str(tmp_path / "gone")).ok is False
-    assert doctor.shards("").ok is None
+    assert doctor.shards(str(tmp_path / "gone"), HERE).ok is False
+    assert doctor.shards("", HERE).ok is None
 
 
 def test_a_host_that_does_not_know_itself_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,9 @@ from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
 from pipeline.request import Request
-from shards.dataset import Dataset
+from shards.dataset import Dataset, read_dataset
+from shards.splits import rearranged
+from shards.synthetic import make_dataset
 from tests.running import SCRIPT, train_here, vitrail_process
 from tests.tiny import HERE
 
@@ -25,6 +27,14 @@ def test_a_run_survives_what_clusters_do(dataset: Dataset) -> None:
     said = vitrail_process("drill", SCRIPT, "--data", dataset.folder, seconds=350).stdout
     assert said.count(" survived ") == len(drill.FAULTS) + 1 - ("not tried" in said)
     assert "bit for bit" in said
+
+
+def test_a_drills_data_is_split_already(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "made", classes=2, size=8, samples={"training": 4, "test": 6})
+    swapped = rearranged(made, ["train=test", "val=training"])
+    drill.link_shards(swapped, tmp_path / "links")
+    assert {split: len(index) for split, index in read_dataset(tmp_path / "links").splits.items()} == {"train": 6}
+    assert drilled(replace(HERE, data=replace(HERE.data, splits=("train=test",))), 1).data.splits == ()
 
 
 @pytest.fixture

@@ -213,7 +213,15 @@ def test_a_value_that_nothing_would_read_is_refused_with_both_flags(
 def test_two_settings_that_ignore_each_other_are_refused() -> None:
     recipe = replace(TINY, augment=replace(TINY.augment, policy="auto"))
     assert [str(problem) for problem in recipe_problems(recipe)] == [
-        "--augment.rand-ops 2 is for --augment.policy rand, not for auto: take --augment.rand-ops 0."
+        "--augment.rand-ops 2 is for --augment.policy rand or --augment.policy rand_tf, not for auto: "
+        "take --augment.rand-ops 0."
+    ]
+
+
+def test_a_policy_of_no_operations_is_refused() -> None:
+    recipe = replace(TINY, augment=replace(TINY.augment, policy="rand_tf", rand_ops=0))
+    assert [str(problem) for problem in recipe_problems(recipe)] == [
+        "--augment.policy rand_tf: how many operations a view, --augment.rand-ops? 0 is none."
     ]
 
 

@@ -3,19 +3,25 @@
 import json
 import pickle
 import shutil
+import tempfile
 from collections import namedtuple
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pipeline import job
 from pipeline.config import Recipe, identity
+from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
-from pipeline.job import REHEARSAL, TRAINING, Need, resolve
+from pipeline.job import FILLING, LOOKING, ORDERING, PLANNING, REHEARSAL, TRAINING, Need, resolve
 from pipeline.request import Request, parse
 from recipes.deit_small import RECIPE
 from shards.dataset import Dataset
 from shards.errors import BadRequest, Problem
+from shards.synthetic import make_dataset
 from tests.tiny import TINY
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -100,11 +106,22 @@ def test_a_folder_without_shards_says_how_to_make_them(tmp_path: Path) -> None:
     assert any("no shards here" in problem and "vitrail shards build" in problem for problem in found)
 
 
-def test_a_url_is_refused_plainly(tmp_path: Path) -> None:
-    found = problems(parse(TINY, ["--data", "s3://bucket/shards", "--output", str(tmp_path)]))
-    assert found == [
-        "--data s3://bucket/shards: URLs are not read yet; copy the shards to a local folder and name that."
-    ]
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (
+            "ftp://host/shards",
+            "--data ftp://host/shards: ftp:// is not read. What is: http://, https://, s3://, gs://, hf://",
+        ),
+        (
+            "pipe:curl http://host/x.tar",
+            "--data pipe:curl http://host/x.tar: `pipe:` would run a command, which Vitrail",
+        ),
+    ],
+)
+def test_an_address_that_is_not_read_is_refused_plainly(tmp_path: Path, data: str, words: str) -> None:
+    (found,) = problems(parse(TINY, ["--data", data, "--output", str(tmp_path)]))
+    assert found.startswith(words)
 
 
 def test_a_recipe_comes_back_from_json_as_the_same_run() -> None:
@@ -128,7 +145,7 @@ def test_a_field_that_had_another_name_is_refused_with_the_new_one() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--augment.policy", "auto"], "--augment.rand-ops 2 is for --augment.policy rand, not for auto"),
+        (["--augment.policy", "auto"], "--augment.rand-ops 2 is for --augment.policy rand or --augment.policy rand_tf"),
         (["--augment.crop", "whole", "--augment.pad", "9"], "--augment.pad 9 is for --augment.crop padded"),
         (["--optim.momentum", "0.5"], "--optim.momentum 0.5 is for --optim.name sgd, not for adamw"),
         (["--distill.tau", "3"], "--distill.tau 3.0 has no meaning without --distill.teacher"),
@@ -187,6 +204,91 @@ def test_a_run_that_goes_on_needs_no_room_for_the_checkpoints_that_it_has(
     assert problems(request) == []
 
 
+def test_shared_memory_that_is_too_small_is_a_problem_with_a_number_of_workers_that_fits(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = Hosting(workers=3, local_processes=2, processes=2)
+    recipe = replace(TINY, data=replace(TINY.data, workers=3))
+    request = Request(recipe=recipe, data=str(dataset.folder), output=str(tmp_path))
+    free = resolve(request, TRAINING, two).shared_memory(2) - 1
+    monkeypatch.setattr(job, "free_shared_memory", lambda: free)
+    (found,) = problems(request, TRAINING, two)
+    assert found.startswith("/dev/shm: 0.1 MB are free, the batches that 3 loader workers of 2 process(es) prepare")
+    assert "What fits is --data.workers 1; or give more: docker run --shm-size" in found
+    assert problems(request, TRAINING, replace(two, workers=1)) == []
+    monkeypatch.setattr(job, "free_shared_memory", lambda: 0)
+    assert "What fits is --data.workers 0" in problems(request, TRAINING, two)[0]
+    for fine in (replace(two, workers=0), two):
+        assert problems(request, TRAINING, fine) == []
+        monkeypatch.setattr(job, "free_shared_memory", lambda: None)  # a system that has it elsewhere
+
+
 def test_a_refusal_travels_to_another_process_with_all_its_problems() -> None:
     refusal = BadRequest([Problem("batch", "--batch 0."), Problem("", "And more.")])
     assert pickle.loads(pickle.dumps(refusal)).problems == refusal.problems
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "exp/../../x", "/x", "a\nb", "a\x1b[31m"])
+def test_a_name_that_leaves_the_folder_of_runs_is_refused(name: str) -> None:
+    (problem,) = of_recipe(replace(TINY, name=name))
+    assert problem.startswith(f"--name {name!r} names no folder below runs/")
+
+
+@pytest.mark.parametrize("name", ["exp/a 1", "deit...small", "größe", "[red]x[/]", "a$b$"])
+def test_a_name_of_folders_blanks_and_other_letters_is_taken(name: str) -> None:
+    assert of_recipe(replace(TINY, name=name)) == []
+    assert Request(recipe=replace(TINY, name=name)).folder == Path("runs") / name
+
+
+def test_a_folder_that_holds_what_is_no_runs_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    output = tmp_path / "photos"
+    output.mkdir()
+    for name in ("c.jpg", "a.jpg", "b.jpg", "model.safetensors", "config.json", ".hidden"):
+        (output / name).write_text("somebody's")
+    request = Request(recipe=TINY, data=str(dataset.folder), output=str(output))
+    (problem,) = problems(request, TRAINING, Hosting())
+    assert "holds what is no run's (a.jpg, b.jpg, c.jpg and 2 more); name a folder of the run's own" in problem
+    assert problems(replace(request, output=str(dataset.folder)), TRAINING, Hosting())
+    assert (output / "a.jpg").read_text() == "somebody's"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (),
+        (".lock", ".snapshot", "lost+found"),  # a disk of its own
+        ("train.log", "job-17.out", "job-17.err"),  # what a shell or SLURM began to write there
+        ("rehearsal.json",),
+        ("recipe.json", "notes.txt", "metrics.jsonl"),
+        ("recipe.json.damaged", "sessions.jsonl", "notes.txt"),
+    ],
+)
+def test_a_folder_that_is_empty_or_a_runs_is_taken(dataset: Dataset, tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert problems(Request(recipe=TINY, data=str(dataset.folder), output=str(tmp_path)), TRAINING, Hosting()) == []
+
+
+@pytest.mark.parametrize("need", [TRAINING, FILLING, REHEARSAL, PLANNING, LOOKING, ORDERING])
+def test_data_without_a_train_split_is_said_to_be(need: Need, tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "data", classes=4, size=24, samples={"val": 20, "other": 20})
+    sentence = f"{tmp_path}/data: no split `train` (it has val, other)."
+    assert problems(Request(recipe=TINY, data=str(made.folder), output=str(tmp_path / "run")), need) == [sentence]
+
+
+def test_the_probe_of_one_process_is_no_stranger_to_another(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    @contextmanager
+    def named(**options: Any) -> Any:  # as where a file system has no file without a name
+        with tempfile.NamedTemporaryFile(**options) as file:
+            seen.append([path.name for path in tmp_path.iterdir()] + RunFolder(tmp_path).strangers())
+            yield file
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", named)
+    assert problems(Request(recipe=TINY, data=str(dataset.folder), output=str(tmp_path))) == []
+    ((name,),) = seen
+    assert name.startswith(".probe-")
+    assert list(tmp_path.iterdir()) == []

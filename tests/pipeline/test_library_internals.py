@@ -1,9 +1,13 @@
 """What we use of libraries beyond their public interfaces: that it is as we think, with the versions installed."""
 
 import ast
+import os
+import shutil
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import psutil
@@ -14,19 +18,42 @@ import torchvision
 from timm.layers import BatchNormAct2d, LayerNorm2d, resample_abs_pos_embed
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.library_internals import (
+    awaited_worker,
     batch_norms,
+    board_errors_raised_once,
     cpu_has_bf16,
     end_workers,
+    exchange_over_torch_alone,
+    frame_of,
+    has_returned,
+    kill_workers,
     link_optimizer_state,
     vgg_names,
     vit_names,
+    workers_of,
 )
 
 ROOT = Path(__file__).parents[2]
 OURS = ("shards", "pipeline", "recipes", "launch")
 NO_LIBRARY = {*OURS, *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize(
+    ("text", "returned"),
+    [("", True), ("1 + 1", True), ("if seen:\n    1", True), ("raise SystemExit(0)", False), ("1 / 0", False)],
+)
+def test_a_frame_that_is_over_says_whether_it_came_to_its_end(text: str, returned: bool) -> None:
+    module, seen = ModuleType("script"), []
+    vars(module)["seen"], vars(module)["look"] = seen, lambda: seen.append(frame_of(module))
+    with suppress(SystemExit, ZeroDivisionError):
+        exec(f"def inner():\n    look()\ninner()\n{text}", vars(module))
+    (frame,) = seen
+    assert frame.f_code.co_name == "<module>"
+    assert has_returned(frame) == returned
+    assert frame_of(module) is None
 
 
 @pytest.mark.dist
@@ -40,9 +67,45 @@ def test_the_workers_of_a_loader_are_ended() -> None:
     assert psutil.wait_procs(workers, timeout=5)[1] == []
 
 
+@pytest.mark.dist
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core
+def test_the_worker_whose_batch_is_next_is_known_and_workers_that_are_blocked_are_killed() -> None:
+    batches = iter(DataLoader(torch.arange(3), batch_size=None, num_workers=2))  # type: ignore[arg-type]
+    workers = workers_of(batches)
+    assert [worker.is_alive() for worker in workers] == [True, True]
+    awaited = [awaited_worker(batches)]
+    for _ in range(3):
+        next(batches)
+        awaited.append(awaited_worker(batches))
+    assert awaited == [0, 1, 0, None]
+    for worker in workers:
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    kill_workers(batches)
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL]
+    end_workers(batches)
+
+
+def write_on(board: SummaryWriter) -> None:
+    for step in range(100):
+        board.add_scalar("loss", 1.0, step)
+        board.flush()
+
+
+def test_an_error_of_tensorboards_thread_is_raised_where_the_run_writes_and_printed_nowhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with board_errors_raised_once():
+        board = SummaryWriter(tmp_path / "board")
+        shutil.rmtree(tmp_path / "board")
+        with pytest.raises(FileNotFoundError):
+            write_on(board)
+    assert capfd.readouterr().err == ""
+
+
 def test_iterators_without_workers_are_left_alone() -> None:
     batches = iter(DataLoader(torch.arange(3), batch_size=None))  # type: ignore[arg-type]
     next(batches)
+    assert workers_of(batches) == []
     end_workers(batches)
     assert next(batches) == 1
     end_workers(iter([]))
@@ -95,6 +158,10 @@ def test_the_weights_of_torchvisions_vgg_get_timms_names_and_shapes() -> None:
     assert theirs.state_dict().keys() != renamed.keys()
 
 
+def test_the_layer_scale_of_deit_iii_gets_timms_name() -> None:
+    assert vit_names({"blocks.0.gamma_2": torch.ones(16)}, vit(32)).keys() == {"blocks.0.ls2.gamma"}
+
+
 class Mapping:
     """What DeepSpeed knows of the place of a parameter in a flat one; notes what it is linked with."""
 
@@ -103,6 +170,13 @@ class Mapping:
 
     def set_optim_state_fragment(self, flat: Any, state: Any) -> None:
         self.linked.append((flat, state))
+
+
+@pytest.mark.filterwarnings("default")  # of all that DeepSpeed imports
+def test_deepspeed_compiles_no_exchange_of_its_own() -> None:
+    theirs = pytest.importorskip("deepspeed.comm.torch")
+    exchange_over_torch_alone()
+    assert theirs.build_shm_op() is None
 
 
 @pytest.mark.filterwarnings("default")  # of all that DeepSpeed imports

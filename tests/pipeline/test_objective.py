@@ -1,14 +1,18 @@
-"""The loss of each image, against formulas written out with numpy."""
+"""The loss of each image, against formulas written out with numpy, and against the numbers of the official code."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.config import Distill, Recipe
-from pipeline.objective import agreement, objective
+from pipeline.data.mix import mix_labels
+from pipeline.model.student import fuse
+from pipeline.objective import agreement, distillation, objective
+from tests.reference.inputs import read
 from tests.tiny import TINY
 
 RNG = np.random.default_rng(0)
@@ -82,3 +86,68 @@ def test_agreement_counts_equal_classes() -> None:
     assert int(agreement(TWO, classes)) == 6
     assert int(agreement(TWO, (classes + 1) % 7)) == 0
     assert int(agreement(TWO, TWO[1])) == 6
+
+
+OFFICIAL = read("losses")
+LABELS = torch.tensor(OFFICIAL["inputs"]["labels"])
+STUDENT, DIST, OUTPUTS = (torch.tensor(OFFICIAL["inputs"][name]) for name in ("student", "dist", "teacher"))
+SMOOTHED, PLAIN = (torch.tensor(OFFICIAL["targets"][f"smoothing_{smoothing}"]) for smoothing in ("0.1", "0"))
+HARD = Distill(loss="hard", weight=0.5)
+CODE = Distill(loss="soft", kl="code", weight=0.1, tau=3.0)
+EQUATION_2 = replace(CODE, kl="paper")
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "targets", "distill"),
+    [
+        ("soft_target_cross_entropy", "ce", SMOOTHED, Distill()),
+        ("bce_smoothing_0", "bce", PLAIN, Distill()),
+        ("bce_smoothing_0.1_all_classes_positive", "bce", SMOOTHED, Distill()),
+        (
+            "label_smoothing_cross_entropy_without_mixing",
+            "ce",
+            mix_labels(LABELS, None, classes=10, smoothing=0.1),
+            Distill(),
+        ),
+        ("hard_distillation_alpha_0.5", "ce", SMOOTHED, HARD),
+        ("soft_distillation_official_tau_3_alpha_0.1", "ce", SMOOTHED, CODE),
+        ("soft_distillation_equation_2_tau_3_lambda_0.1_teacher_first", "ce", SMOOTHED, EQUATION_2),
+    ],
+)
+def test_losses_and_gradients_are_the_official_codes(name: str, loss: Any, targets: Tensor, distill: Distill) -> None:
+    """Of Eq. 2 the numbers follow the formula, with the teacher first: the official code divides it by the classes."""
+    expected = OFFICIAL["losses"][name]
+    logits = torch.stack([STUDENT, DIST]).requires_grad_()
+    taught = name.partition("distillation")[1] != ""
+    outputs = (OUTPUTS.argmax(1) if distill.loss == "hard" else OUTPUTS) if taught else None
+    recipe = replace(TINY, mix=replace(TINY.mix, loss=loss), distill=distill)
+    losses = objective(logits, targets, outputs, recipe)
+    losses.mean().backward()
+    torch.testing.assert_close(losses, torch.tensor(expected["per_image"]), rtol=0, atol=2e-6)
+    assert losses.mean().item() == pytest.approx(expected["loss"], abs=2e-6)
+    assert logits.grad is not None
+    for gradient, head in zip(logits.grad, ("student", "dist"), strict=True):
+        if f"gradient_l2_{head}" in expected:
+            assert gradient.norm().item() == pytest.approx(expected[f"gradient_l2_{head}"], abs=2e-6)
+            row = torch.tensor(expected[f"gradient_row_0_{head}"])
+            torch.testing.assert_close(gradient[0], row, rtol=0, atol=2e-6)
+
+
+def test_the_parts_of_distillation_are_the_official_codes() -> None:
+    expected = OFFICIAL["components"]
+    classes = torch.tensor(expected["teacher_argmax"])
+    assert torch.equal(OUTPUTS.argmax(1), classes)
+    hard, soft = torch.tensor(expected["cross_entropy_with_teacher_class"]), expected["kl_teacher_student_tau_3"]
+    torch.testing.assert_close(distillation(DIST, classes, HARD), hard, rtol=0, atol=2e-6)
+    torch.testing.assert_close(distillation(DIST, OUTPUTS, EQUATION_2), 9 * torch.tensor(soft), rtol=0, atol=1e-5)
+
+
+def test_heads_are_fused_as_in_the_paper_and_as_in_the_official_code() -> None:
+    """They disagree on two images of four."""
+    expected, heads = OFFICIAL["fusion"], torch.stack([STUDENT, DIST])
+    paper, code = fuse(heads, "paper"), fuse(heads, "code")
+    torch.testing.assert_close(code, torch.tensor(expected["mean_of_logits"]), rtol=0, atol=2e-6)
+    softmaxes = torch.tensor(expected["mean_of_softmaxes"])
+    torch.testing.assert_close(paper.softmax(1), softmaxes, rtol=0, atol=2e-6)
+    assert paper.argmax(1).tolist() == expected["argmax_softmax"]
+    assert code.argmax(1).tolist() == expected["argmax_logits"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
-from pipeline.config import Compute, Recipe, Spike
+from pipeline.config import Compute, Finetune, Recipe, Spike
 from pipeline.data.batch import Batch
 from pipeline.hosting import ENGINE_VARIABLES
 from pipeline.request import Request
@@ -43,14 +43,31 @@ def train(recipe: Recipe, parts: Parts | None = None, **options: object) -> None
     assert code == 0, code
 
 
-def matrix(folder: str, data: str, steps: str, *cases: str) -> None:
-    """Train up to a step under each of ENGINE[=FOLDER OF THE RUN TO START FROM] ..."""
-    for case in cases:
-        engine, _, start = case.partition("=")
+def matrix(folder: str, data: str, saved: str, last: str, start: str, *engines: str) -> None:
+    """Train up to the step `saved` under each engine, and from the checkpoint of the run `start` on to `last`."""
+    processes = os.environ["WORLD_SIZE"]
+    for engine in engines:
         become(engine)
-        output = f"{folder}/{engine}-{os.environ['WORLD_SIZE']}" + (f"-of-{Path(start).name}" if start else "")
-        resume = f"{start}/checkpoints/step-00000003" if start else "never"
-        train(ENGINES, data=data, output=output, max_steps=int(steps), resume=resume)
+        train(ENGINES, data=data, output=f"{folder}/{engine}-{processes}", max_steps=int(saved), resume="never")
+    resume = f"{folder}/{start}/checkpoints/step-{int(saved):08d}"
+    for engine in engines:
+        become(engine)
+        train(ENGINES, data=data, output=f"{folder}/{engine}-{processes}-on", max_steps=int(last), resume=resume)
+
+
+def gradual(folder: str, data: str, *engines: str) -> None:
+    """Train the head alone, then all, under each engine; the second phase is cut, and goes on."""
+    recipe = replace(
+        ENGINES,
+        model=replace(ENGINES.model, dropout=0.2),
+        finetune=Finetune(strategy="gradual", head_epochs=0.5, head_lr=0.01),
+        optim=replace(ENGINES.optim, warmup_epochs=0),
+        epochs=2,
+    )
+    for engine in engines:
+        for last in (3, 5):
+            become(engine)
+            train(recipe, data=data, output=f"{folder}/{engine}", max_steps=last)
 
 
 class Poisoned(Events):
@@ -88,4 +105,4 @@ def compiled(folder: str, data: str) -> None:
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    {"matrix": matrix, "spikes": spikes, "compiled": compiled}[what](*arguments)
+    {"matrix": matrix, "gradual": gradual, "spikes": spikes, "compiled": compiled}[what](*arguments)

@@ -1,4 +1,7 @@
-"""The small recipe, killed or slowed down where the variable KILL says: `step N`, `save NNNNNNNN`, `slowly`."""
+"""The small recipe, killed, halted or slowed down where the variable KILL says.
+
+`step N`, `step N of process P`, `halt N of process P`, `save NNNNNNNN`, `slowly`.
+"""
 
 import os
 import signal
@@ -20,8 +23,11 @@ class Killed(Events):
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         if KILL == "slowly":
             time.sleep(0.2)
-        if f"step {step}" == KILL:
+        place = f"{step} of process {self.run.job.hosting.process}"
+        if KILL in (f"step {step}", f"step {place}"):
             os.kill(os.getpid(), signal.SIGKILL)
+        if f"halt {place}" == KILL:
+            os.kill(os.getpid(), signal.SIGSTOP)
         return super().after_step(step, losses, agreed, norm)
 
 

@@ -1,7 +1,9 @@
 import gc
 import io
 import os
+import platform
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,11 @@ import webdataset
 from PIL import Image
 
 from shards.build import build
-from shards.dataset import index_dataset, read_dataset, verify_split
+from shards.dataset import read_dataset
 from shards.errors import ShardError, SourceError
+from shards.indexing import index_dataset
 from shards.reader import Reader
+from shards.verify import verify
 
 OPTIONS = {"samples_per_shard": 5, "holdout": 0.0, "processes": 1}
 
@@ -75,7 +79,7 @@ def test_some_classes_of_a_source(tmp_path: Path) -> None:
     everything = build(str(source), tmp_path / "all", **OPTIONS).splits["test"]
     of_all = {everything.key(i): Reader(everything).read(i) for i in range(len(everything))}
     assert all(reader.read(i) == of_all[index.key(i)] for i in range(len(index)))
-    for wrong, message in ((("cat", "bird"), "no class bird"), (("cat", "cat"), "named twice")):
+    for wrong, message in ((("cat", "bird"), "no class 'bird'"), (("cat", "cat"), "named twice")):
         with pytest.raises(SourceError, match=message):
             build(str(source), tmp_path / "wrong", **OPTIONS, classes=wrong)
 
@@ -119,7 +123,7 @@ def test_a_torchvision_set_is_built_by_its_name(tmp_path: Path, monkeypatch: pyt
         classes = ("a", "b")
 
         def __init__(self, root: Path, train: bool) -> None:
-            self.targets = [0, 1, 1] if train else [1]
+            self.targets = [0, 1, 1] if train else [1, 0]
 
         def __getitem__(self, i: int) -> tuple[Image.Image, int]:
             return Image.new("L", (5, 5), 10 * i), self.targets[i]
@@ -129,24 +133,175 @@ def test_a_torchvision_set_is_built_by_its_name(tmp_path: Path, monkeypatch: pyt
 
     source = open_source("torchvision:Toy")
     assert source.items["train"] == [("0000000", 0), ("0000001", 1), ("0000002", 1)]
-    content, extension = source.read("train", 2)
+    content, extension = source.images.read(source.places["train"][2])
     assert extension == "png"
     assert np.array(Image.open(io.BytesIO(content)))[0, 0].tolist() == [20, 20, 20]
+
+
+def test_a_torchvision_set_without_our_splits_says_which_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    class Letters:
+        def __init__(self, root: Path, split: str) -> None:
+            raise ValueError(f"Unknown value {split!r} for argument split. Valid values are ('letters', 'mnist').")
+
+    monkeypatch.setattr(torchvision.datasets, "Letters", Letters, raising=False)
+    with pytest.raises(SourceError, match="Letters has no split train, val, test, but 'letters', 'mnist'"):
+        build("torchvision:Letters", Path("never"), **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("has", "taken", "left"),
+    [
+        (("train", "valid", "test"), {"train": "train", "val": "valid", "test": "test"}, ""),
+        (("trainval", "test"), {"train": "trainval", "test": "test"}, ""),
+        (("train", "val", "trainval", "test"), {"train": "train", "val": "val", "test": "test"}, "'trainval'"),
+        (("train-standard", "train-challenge", "val"), {"train": "train-standard", "val": "val"}, "'train-challenge'"),
+        (("train", "extra", "test"), {"train": "train"}, "'extra', 'test'"),
+    ],
+)
+def test_the_splits_of_a_torchvision_set_are_known_by_its_spellings(
+    monkeypatch: pytest.MonkeyPatch, has: tuple[str, ...], taken: dict[str, str], left: str
+) -> None:
+    import torchvision.datasets
+    from torchvision.datasets.utils import verify_str_arg
+
+    from shards.sources import Torchvision
+
+    class Toy:
+        def __init__(self, root: Path, split: str) -> None:
+            self.split = verify_str_arg(split, "split", has)
+            self.targets = [None] if split == "test" and "extra" in has else [0, 1]
+
+    monkeypatch.setattr(torchvision.datasets, "Toy", Toy, raising=False)
+    source = Torchvision("Toy", Path("never"))
+    assert {split: images.split for split, images in source.images.sets.items()} == taken
+    assert source.account.notes == ([f"torchvision's Toy has splits that were not taken: {left}."] if left else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "splits"),
+    [
+        ("Country211", {"train", "valid", "test"}),
+        ("FGVCAircraft", {"train", "val", "trainval", "test"}),
+        ("OxfordIIITPet", {"trainval", "test"}),
+        ("Places365", {"train-standard", "train-challenge", "val", "test"}),
+        ("STL10", {"train", "test", "unlabeled", "train+unlabeled"}),
+    ],
+)
+def test_torchvision_says_which_splits_a_set_has_without_fetching_it(
+    tmp_path: Path, name: str, splits: set[str]
+) -> None:
+    import torchvision.datasets
+
+    from shards.sources import splits_of_torchvision
+
+    assert splits_of_torchvision(getattr(torchvision.datasets, name), tmp_path) == splits
+    with pytest.raises(SourceError, match=r"CelebA does not say which splits it has"):
+        splits_of_torchvision(torchvision.datasets.CelebA, tmp_path)
 
 
 def test_an_interrupted_build_goes_on_with_the_missing_shards(tmp_path: Path) -> None:
     source = make_folder(tmp_path / "source")
     whole = build(str(source), tmp_path / "whole", **OPTIONS)
     half = tmp_path / "half"
-    build(str(source), half, **OPTIONS)
-    kept = half / "train" / "000000.tar"
+    assert build(str(source), half, **OPTIONS, parts=2) is None
+    kept = next(half.rglob("*.tar"))
     before = kept.stat().st_mtime_ns
-    for path in (half / "dataset.json", half / "train" / "000001.tar"):
-        path.unlink()
-    (half / "train" / ".000001.tar.99.tmp").write_bytes(b"torn")
+    ours, of_a_process_that_runs = (
+        half / "train" / f".000001.tar.{platform.node()}.{process}.tmp" for process in (2**22 + 1, os.getpid())
+    )
+    for path in (ours, of_a_process_that_runs):
+        path.write_bytes(b"torn")
     build(str(source), half, **OPTIONS)
     assert tar_bytes(half) == tar_bytes(whole.folder)
     assert kept.stat().st_mtime_ns == before
+    assert not ours.exists()
+    assert of_a_process_that_runs.exists()
+
+
+def test_what_parts_wrote_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(make_folder(tmp_path / "source"))
+    whole = build(source, tmp_path / "whole", **OPTIONS)
+    assert not list(whole.folder.rglob("parts"))
+    monkeypatch.setattr("shards.build.index_tar", None)
+    assert build(source, tmp_path / "parts", **OPTIONS, parts=2, part=1) is None
+    last = build(source, tmp_path / "parts", **OPTIONS, parts=2, part=0)
+    assert last.splits["train"].fingerprint == whole.splits["train"].fingerprint
+
+
+def test_a_part_that_begins_while_another_makes_the_folder_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = str(make_folder(tmp_path / "source")), tmp_path / "out"
+    iterdir = Path.iterdir
+    out.mkdir()
+
+    def meanwhile(folder: Path) -> Iterator[Path]:
+        found = list(iterdir(folder))
+        if folder == out and not found:
+            monkeypatch.undo()
+            build(source, out, **OPTIONS, parts=2, part=1)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", meanwhile)
+    assert build(source, out, **OPTIONS, parts=2, part=0).splits.keys() == {"train", "test"}
+
+
+def photographs(root: Path) -> Path:
+    """Return a folder of images of two classes, most of which have a shorter side over 20 pixels."""
+    make_folder(root, splits=("",), images=1)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 61, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    noise.save(root / "cat" / "wide.jpg", exif=turned)
+    noise.rotate(90, expand=True).convert("P").save(root / "cat" / "tall.png")
+    noise.convert("L").save(root / "cat" / "grey.webp")
+    content = (root / "cat" / "wide.jpg").read_bytes()
+    (root / "dog" / "cut.jpg").write_bytes(content[: len(content) // 2])
+    return root
+
+
+def test_longer_images_are_stored_smaller_and_others_as_they_are(tmp_path: Path) -> None:
+    source = photographs(tmp_path / "source")
+    dataset = build(str(source), tmp_path / "out", **OPTIONS, resize_shorter=20)
+    index = dataset.splits["train"]
+    reader = Reader(index)
+    held = {index.key(i): reader.read(i) for i in range(len(index))}
+    for key, kind, size in (
+        ("cat/wide", "JPEG", (30, 20)),
+        ("cat/tall", "PNG", (20, 30)),
+        ("cat/grey", "JPEG", (30, 20)),
+    ):
+        image = Image.open(io.BytesIO(held[key]))
+        assert (image.format, image.size, image.mode) == (kind, size, "RGB")
+        assert not image.getexif()
+    wide = Image.open(source / "cat" / "wide.jpg").resize((30, 20), Image.Resampling.BICUBIC)
+    stored = Image.open(io.BytesIO(held["cat/wide"]))
+    assert stored.layer == [(1, 1, 1, 0), (2, 1, 1, 1), (3, 1, 1, 1)]  # 4:4:4
+    assert np.abs(np.asarray(wide, dtype=int) - np.asarray(stored)).mean() < 5
+    for name in ("dog/cut.jpg", "dog/000.v1.jpg", "newt/000.v1.jpg"):
+        assert held[name.removesuffix(".jpg").replace(".", "_")] == (source / name).read_bytes()
+    head = read_dataset(tmp_path / "out").head()
+    assert head["resize_shorter"] == 20
+    assert [note for note in head["notes"] if "images" in note and "two labels" not in note] == [
+        "3 images were longer on the shorter side than --resize-shorter, and are stored smaller.",
+        "1 images of these had an EXIF orientation, which is dropped: they lie as their pixels do, not turned.",
+        "1 images are JPEG that is damaged, and cannot be read: 'dog/cut'.",
+    ]
+
+
+def test_a_build_that_goes_on_says_what_was_done_before_and_takes_no_other_size(tmp_path: Path) -> None:
+    source = str(photographs(tmp_path / "source"))
+    whole = build(source, tmp_path / "whole", **OPTIONS, resize_shorter=20)
+    half = tmp_path / "half"
+    assert build(source, half, **OPTIONS, resize_shorter=20, parts=2) is None
+    for other in (0, 21):
+        with pytest.raises(SourceError, match="unfinished build of another source or size"):
+            build(source, half, **OPTIONS, resize_shorter=other)
+    built = build(source, half, **OPTIONS, resize_shorter=20)
+    assert tar_bytes(half) == tar_bytes(whole.folder)
+    assert built.head()["notes"] == whole.head()["notes"]
 
 
 @pytest.mark.parametrize(
@@ -200,14 +355,14 @@ def test_a_tar_that_is_cut_off_is_never_taken_for_a_whole_one(tmp_path: Path, cu
 def test_verify_names_every_sample_whose_bytes_differ(tmp_path: Path) -> None:
     built = build(str(make_folder(tmp_path / "source")), tmp_path / "out", **OPTIONS)
     index = built.splits["train"]
-    assert verify_split(index) == []
+    assert verify({"train": index}).problems == []
     with (built.folder / "train" / "000001.tar").open("r+b") as file:
         file.seek(int(index.rows["offset"][7]) + 20)
         file.write(b"\xff\x00\xff")
     os.truncate(built.folder / "train" / "000002.tar", 700)
     (built.folder / "train" / "000003.tar").unlink()
-    problems = verify_split(index)
-    assert any(repr(index.key(7)) in problem and "CRC" in problem for problem in problems)
+    problems = verify({"train": index}).problems
+    assert any(repr(index.key(7)) in problem and "crc32" in problem for problem in problems)
     assert any("000002.tar: 700 bytes, the index says" in problem for problem in problems)
     assert any("000003.tar: missing" in problem for problem in problems)
     assert not any(repr(index.key(0)) in problem for problem in problems)

@@ -1,6 +1,5 @@
 """`vitrail slurm` against a real sbatch, and the preflight that a job runs."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tests.running import ROOT, SCRIPT, metrics, vitrail, vitrail_process
 from tests.slurm.conftest import Slurm
 
 pytestmark = pytest.mark.dist
+NOT_ACTIVE = "/usr/sbin:/usr/bin:/sbin:/bin"  # a PATH of no environment
 
 
 def test_a_script_is_filled_in_checked_and_submitted(
@@ -35,7 +35,8 @@ def test_a_script_is_filled_in_checked_and_submitted(
         in printed.stdout
     )
     assert "sbatch: Job" in printed.stderr
-    submitted = vitrail_process("slurm", *job, *recipe, "--submit", env=slurm.environment, cwd=tmp_path)
+    environment = {**slurm.environment, "PATH": NOT_ACTIVE}
+    submitted = vitrail_process("slurm", *job, *recipe, "--submit", env=environment, cwd=tmp_path)
     number = submitted.stdout.split()[-1]
     # in the environment that submitted it, whatever PATH says
     ended = slurm.wait_for(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
@@ -62,9 +63,29 @@ def test_what_cannot_run_is_refused_before_it_waits_in_a_queue(
 
 def test_a_job_can_examine_its_nodes_before_the_run(slurm: Slurm, dataset: Dataset, tmp_path: Path) -> None:
     environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT)}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={tmp_path}/said.out"]
-    command += ["slurm/train.sbatch", "-m", "launch.cli", "doctor", str(SCRIPT), "--data", str(dataset.folder)]
+    environment |= {"PYTHON": sys.executable, "PATH": NOT_ACTIVE}
+    command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={tmp_path}", f"--output={tmp_path}/said.out"]
+    command += [
+        str(ROOT / "slurm" / "train.sbatch"),
+        "-m",
+        "launch.cli",
+        "doctor",
+        str(SCRIPT),
+        "--data",
+        str(dataset.folder),
+    ]
     job = slurm.run(*command, "--output", str(tmp_path / "run"), environment=environment).strip()
     assert slurm.wait_for(job, "COMPLETED", "FAILED") == "COMPLETED", (tmp_path / "said.out").read_text()
     assert (tmp_path / "said.out").read_text().count("2 processes, gloo") == 1
+
+
+def test_a_job_whose_environment_has_no_vitrail_fails_at_once_and_says_so(slurm: Slurm, tmp_path: Path) -> None:
+    environment = {"PYTHON": "/usr/bin/false", "PATH": NOT_ACTIVE}
+    command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={tmp_path}", f"--output={tmp_path}/said.out"]
+    job = slurm.run(*command, str(ROOT / "slurm" / "train.sbatch"), "recipe.py", environment=environment).strip()
+    assert slurm.wait_for(job, "COMPLETED", "FAILED", seconds=60) == "FAILED"
+    said = (tmp_path / "said.out").read_text()
+    assert said.splitlines() == [
+        "train.sbatch: /usr/bin/false does not find Vitrail; activate its environment, or name its Python: "
+        "PYTHON=... sbatch ..."
+    ]

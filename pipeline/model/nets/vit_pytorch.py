@@ -1,8 +1,8 @@
 """The ViT of the package vit_pytorch, which tutorials train, registered with timm.
 
 It differs from timm's in what a short training feels: patches are normalised before and after their projection, class
-token and position embeddings start with a standard deviation of 1 and not 0.02, layers start as torch makes them, and
-queries, keys and values have no biases.
+token and position embeddings start with a standard deviation of 1 and not 0.02, layers start as torch makes them,
+layer norms have torch's epsilon, and queries, keys and values have no biases.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ class ViTOfVitPytorch(VisionTransformer):
     """timm's ViT in vit_pytorch's layout."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(embed_layer=NormedPatches, qkv_bias=False, **options)
+        super().__init__(embed_layer=NormedPatches, norm_layer=nn.LayerNorm, qkv_bias=False, **options)
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 layer.reset_parameters()

@@ -1,11 +1,12 @@
 """ViT_P and ViT_C of "Early Convolutions Help Transformers See Better" (2106.14881), registered with timm.
 
 ViT_P has the usual patchify stem: one convolution whose stride is the patch. ViT_C has 3x3 convolutions instead, and a
-block less (Table 1, section 4).
+block less (Table 1, section 4). Initial weights are those of the authors' code, pycls.
 """
 
 from collections.abc import Callable
 from functools import partial
+from math import sqrt
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -85,6 +86,30 @@ class ConvStem(nn.Module):
         return self.proj(self.convs(x)).flatten(2).transpose(1, 2)
 
 
+class EarlyConvViT(VisionTransformer):
+    """timm's ViT as the authors start and decay it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(weight_init="jax", **options)  # Xavier, and a head of zeros
+        for name, weight in self.named_parameters():
+            if name.endswith("attn.proj.weight"):
+                bound = sqrt(1 / weight.shape[1])
+                nn.init.uniform_(weight, -bound, bound)
+        for layer in getattr(self.patch_embed, "convs", ()):
+            if isinstance(layer, nn.Conv2d):
+                # pycls leaves the kernel's 9 places out
+                nn.init.normal_(layer.weight, std=sqrt(2 / layer.out_channels))
+        last = self.patch_embed.proj.weight
+        nn.init.normal_(last, std=sqrt(1 / last[0].numel()))
+        assert self.cls_token is not None, "this ViT has one"
+        nn.init.zeros_(self.cls_token)
+
+    @torch.jit.ignore
+    def no_weight_decay(self) -> set[str]:
+        """Return no names: only gains of norms and biases are exempt (section 5.4)."""
+        return set()
+
+
 def _register(stem: str, name: str, size: Size) -> None:
     def create(pretrained: bool = False, **options: Any) -> nn.Module:
         embed: dict[str, Callable[..., nn.Module]] = {}
@@ -97,7 +122,7 @@ def _register(stem: str, name: str, size: Size) -> None:
             "depth": size.blocks - (stem == "c"),
         }
         net: nn.Module = build_model_with_cfg(
-            VisionTransformer,
+            EarlyConvViT,
             create.__name__,
             pretrained,
             pretrained_filter_fn=checkpoint_filter_fn,

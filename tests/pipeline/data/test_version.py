@@ -1,8 +1,10 @@
 """The version of views: held by goldens, and part of what a checkpoint and a store of teacher outputs are bound to."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from PIL import Image, ImageOps
 
 import pipeline.job
 from pipeline.config import Distill, Recipe
-from pipeline.data import augment, version
+from pipeline.data import policy, version
 from pipeline.data.version import LIBRARIES, VIEWS, views_version
 from pipeline.fingerprints import VIEWS as VERSION_OF_VIEWS
 from pipeline.job import FILLING, LOOKING, TRAINING, resolve
@@ -37,24 +39,37 @@ def test_views_and_initial_weights_are_those_of_the_goldens(found: dict[str, gol
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize("name", augment.OPS)
+@pytest.mark.parametrize("name", policy.OPS)
 def test_a_changed_operation_is_noticed_and_the_remedy_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(augment.OPS, name, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
+    monkeypatch.setitem(policy.OPS, name, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
     wrong = goldens.complaint(goldens.read(), goldens.computed(["policy rand", "evaluation view"]))
     assert wrong.startswith("the bytes of policy rand changed.")
     assert "If that is meant, raise VIEWS in pipeline/data/version.py by one and run `python -m tests.goldens`" in wrong
 
 
-@pytest.mark.parametrize("name", sorted({name for pair in augment.AUTO_POLICY for name, _, _ in pair}))
-def test_a_changed_operation_of_auto_augment_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(augment.AUTO_OPS, name, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
-    assert goldens.moved(goldens.read()["goldens"], goldens.computed(["policy auto"])) == ["policy auto"]
+def operations() -> Iterator[Any]:
+    """Yield every operation of the other policies: the golden, its table, and the name in it."""
+    for name, table, pairs in (
+        ("policy auto", policy.AUTO_OPS, policy.AUTO_POLICY),
+        ("policy auto_v0", policy.AUTO_V0_OPS, policy.AUTO_V0_POLICY),
+    ):
+        used = sorted({op for pair in pairs for op, prob, _ in pair if prob})
+        yield from (pytest.param(name, table, op, id=f"{name} {op}") for op in used)
+    yield from (pytest.param("policy rand_tf", policy.TF_OPS, op, id=f"policy rand_tf {op}") for op in policy.TF_OPS)
+
+
+@pytest.mark.parametrize(("name", "table", "op"), list(operations()))
+def test_a_changed_operation_of_another_policy_is_noticed(
+    name: str, table: Mapping[str, policy.Op], op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(table, op, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
+    assert goldens.moved(goldens.read()["goldens"], goldens.computed([name])) == [name]
 
 
 def test_an_operation_more_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    more = {**augment.OPS, "Nothing": lambda image, _: image}
-    monkeypatch.setattr(augment, "OPS", more)
-    monkeypatch.setattr(augment, "OP_NAMES", tuple(more))
+    more = {**policy.OPS, "Nothing": lambda image, _: image}
+    monkeypatch.setattr(policy, "OPS", more)
+    monkeypatch.setattr(policy, "OP_NAMES", tuple(more))
     assert goldens.moved(goldens.read()["goldens"], goldens.computed(["policy rand"])) == ["policy rand"]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.config import Distill, Model
-from pipeline.model.build import build_model, build_student, on_meta, parameter_count
+from pipeline.model.build import build_model, build_student, on_meta, parameter_count, unknown_model
 from recipes import deit_base, deit_small, deit_tiny
 from shards.errors import BadRequest
 from tests.tiny import TINY
@@ -43,9 +43,21 @@ def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator_as_it_w
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+def test_a_tag_that_a_model_does_not_have_is_named_with_those_that_it_has() -> None:
+    (problem,) = unknown_model("model.name", "deit_tiny_patch16_224.in22k")
+    assert problem.sentence.endswith("'deit_tiny_patch16_224.in22k' is not known; near: deit_tiny_patch16_224.fb_in1k.")
+    for name in ("deit_tiny_patch16_224.fb_in1k", "deit_tiny_patch16_224", "vit_huge_patch14_224.untrained"):
+        assert not list(unknown_model("model.name", name))
+
+
 def test_a_model_that_does_not_take_a_setting_says_so() -> None:
     with pytest.raises(BadRequest, match="resnet18 does not take these settings"):
         build_model(Model(name="resnet18", patch_size=4), 4, seed=0)
+
+
+def test_stochastic_depth_of_a_network_without_blocks_is_not_made_uniform() -> None:
+    with pytest.raises(BadRequest, match=r"--model\.drop-path-rule uniform is for ViTs, which resnet18 is not"):
+        build_model(Model(name="resnet18", drop_path=0.1, drop_path_rule="uniform"), 4, seed=0)
 
 
 def test_a_model_without_a_token_is_refused_and_so_is_an_idle_token() -> None:

@@ -44,9 +44,15 @@ def test_the_final_norm_can_be_trained_too() -> None:
     assert trained("vit_tiny_patch16_224", strategy="partial-1", norm=True) == 447_178
 
 
-def test_attention_trains_attention_and_the_head() -> None:
+def test_attention_trains_attention_the_position_embeddings_and_the_head() -> None:
+    assert trained("deit_base_patch16_224", 1000, strategy="attention") == 29_268_712  # as deit/main.py --attn-only
     # of a block of width 192: qkv and projection with their biases
-    assert trained("vit_tiny_patch16_224", strategy="attention") == 12 * (192 * 576 + 576 + 192 * 192 + 192) + 1_930
+    attention = 12 * (192 * 576 + 576 + 192 * 192 + 192)
+    assert trained("vit_tiny_patch16_224", strategy="attention") == attention + 197 * 192 + 1_930
+
+
+def test_position_embeddings_that_a_model_keeps_fixed_stay_so() -> None:
+    assert trained("vit_small_plain", strategy="attention") == 12 * (384 * 1152 + 1152 + 384 * 384 + 384) + 3_850
 
 
 @pytest.mark.parametrize("strategy", ["partial-13", "partial-0", "partial-1/3", "partial-1/0", "partial-1.2.3"])
@@ -59,6 +65,22 @@ def test_partial_is_for_models_of_blocks_and_linear_for_all() -> None:
     with pytest.raises(BadRequest, match="does not fit ResNet"):
         trained("resnet50", strategy="partial-1")
     assert trained("resnet50", strategy="linear") == 20_490
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "torchvision:vgg16_bn"])
+def test_the_classifier_of_a_vgg_is_its_three_last_layers_with_a_new_last_one(name: str) -> None:
+    # 25,088 features to 4,096 twice, and 417,894 parameters of the new layer (papers.md 5.3)
+    layers = (25_088 * 4_096 + 4_096) + (4_096 * 4_096 + 4_096) + 417_894
+    with torch.device("meta"):
+        net = build_model(Model(name=name), 102, seed=0)
+    freeze(net, Finetune(strategy="classifier"))
+    assert sum(some for some, _ in parameters_by_part(net).values()) == layers
+    assert parameters_by_part(net)["features"][0] == 0
+    assert sum(total for _, total in parameters_by_part(net).values()) == 134_686_886
+
+
+def test_the_classifier_of_a_single_layer_is_the_head() -> None:
+    assert trained("resnet50", strategy="classifier") == trained("resnet50", strategy="linear") == 20_490
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet152"])
@@ -147,6 +169,10 @@ def test_gradual_trains_the_head_and_then_all_and_may_be_stopped_anywhere(datase
     assert [line["step"] for line in lines] == list(range(1, 3 * steps + 1))
     assert [line["lr"] for line in lines[:steps]] == [0.02] * steps
     assert lines[steps]["lr"] == pytest.approx(1e-6)  # the second phase warms up by itself
+    # and its optimizer is a new one: all that it trains it has trained since the switch
+    moments = load_file(tmp_path / "parts" / "checkpoints" / f"step-{3 * steps:08d}" / "optimizer.safetensors")
+    counts = {int(value) for name, value in moments.items() if name.startswith("step/")}
+    assert counts == {2 * steps}
 
 
 @pytest.mark.slow
@@ -176,7 +202,7 @@ def test_a_normed_head_starts_as_the_head_it_replaces() -> None:
 
 def test_fields_that_do_not_go_together_are_named(dataset: Dataset, tmp_path: Path) -> None:
     for changes, message in (
-        ({"strategy": "half"}, "is none of full, linear, partial-K"),
+        ({"strategy": "half"}, "is none of full, linear, classifier, partial-K"),
         ({"strategy": "gradual"}, "go together"),
         ({"head_epochs": 1.0}, "go together"),
         ({"strategy": "gradual", "head_epochs": 9.0}, "longer than --epochs"),

@@ -1,13 +1,21 @@
-"""What happens beside the steps: checkpoints by the clock, and samples that cannot be used."""
+"""What happens beside the steps: checkpoints by the clock, samples that cannot be used, and requests to stop."""
 
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,16 +23,17 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.checkpoint import Tensors, Writer
 from pipeline.data.batch import Unusable
+from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
 from pipeline.folder import RunFolder
 from pipeline.session import events
-from pipeline.session.events import Events
+from pipeline.session.events import FORWARDED, Events, StopRequest
 from pipeline.session.log import Log
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.session import Parts
 from shards.dataset import Dataset, read_dataset
 from shards.files import read_json_lines
-from tests.running import train_here
+from tests.running import ENVIRONMENT, PROGRAMS, metrics, start, train_here
 from tests.tiny import HERE
 
 SECONDS = 25  # that a step takes
@@ -96,13 +105,13 @@ def test_nothing_is_saved_before_the_minutes_have_passed(
     assert saves(dataset, tmp_path, monkeypatch, minutes=minutes, logged=1) == [10]
 
 
-def a_quarantine(dataset: Dataset, folder: Path) -> tuple[Quarantine, Log]:
-    log = Log(RunFolder(folder), step=0, last_step=1, process=0, trace=False, quiet=True)
+def a_quarantine(dataset: Dataset, folder: Path, *, quiet: bool = True) -> tuple[Quarantine, Log]:
+    log = Log(RunFolder(folder), step=0, last_step=1, process=0, trace=False, quiet=quiet)
     return Quarantine(log, dataset.splits["train"], Accelerator(cpu=True)), log
 
 
 def named(folder: Path) -> list[dict[str, Any]]:
-    return list(read_json_lines(RunFolder(folder).quarantine))
+    return read_json_lines(RunFolder(folder).quarantine, dict[str, Any]).good
 
 
 def test_an_unusable_sample_is_counted_and_named_once_however_often_it_is_met(dataset: Dataset, tmp_path: Path) -> None:
@@ -130,18 +139,56 @@ def test_an_unusable_sample_is_counted_and_named_once_however_often_it_is_met(da
     ]
 
 
-def test_a_session_counts_what_earlier_ones_met_and_does_not_name_it_again(dataset: Dataset, tmp_path: Path) -> None:
-    quarantine, log = a_quarantine(dataset, tmp_path)
+def test_a_session_counts_what_earlier_ones_met_and_does_not_name_it_again(damaged: Dataset, tmp_path: Path) -> None:
+    quarantine, log = a_quarantine(damaged, tmp_path)
     with log:
-        quarantine.note([Unusable(5, "no image")])
+        quarantine.note([Unusable(3, "no image")])
         quarantine.share()
-    again, log = a_quarantine(dataset, tmp_path)
+    again, log = a_quarantine(damaged, tmp_path)
     with log:
         assert len(again) == 1
-        again.note([Unusable(5, "no image"), Unusable(6, "torn")])
+        again.note([Unusable(3, "no image"), Unusable(33, "torn")])
         again.share()
         assert len(again) == 2
     assert [line["reason"] for line in named(tmp_path)] == ["no image", "torn"]
+
+
+def test_a_session_counts_no_more_what_was_mended_since(
+    dataset: Dataset, damaged: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quarantine, log = a_quarantine(damaged, tmp_path)
+    with log:
+        quarantine.note([Unusable(3, "torn"), Unusable(33, "torn"), Unusable(63, "torn")])
+        quarantine.share()
+    other = {"split": "test", "shard": "000000.tar", "key": "000003", "offset": 0, "reason": "torn"}
+    gone = {"split": "train", "shard": "000009.tar", "key": "000003", "offset": 0, "reason": "torn"}
+    with RunFolder(tmp_path).quarantine.open("a") as file:
+        file.write("".join(json.dumps(line) + "\n" for line in (other, gone)))
+    shutil.copy(dataset.folder / "train" / "000002.tar", damaged.folder / "train")
+    (damaged.folder / "train" / "000003.tar").unlink()
+    again, log = a_quarantine(damaged, tmp_path, quiet=False)
+    with log:
+        assert len(again) == 2
+        again.note([Unusable(3, "torn")])
+        assert not again.has_news
+    assert [(line["split"], line["key"]) for line in named(tmp_path)] == [
+        ("train", "000003"),
+        ("train", "000063"),
+        ("test", "000003"),
+    ]
+    said = "2 unusable samples of train are mended or gone, and count no more: '000002.tar 000033', '000009.tar 000003'"
+    assert said in capsys.readouterr().out
+
+
+def test_all_processes_count_what_the_first_of_them_found(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hear(lists: list[Any]) -> None:
+        lists[0] = {("000000.tar", "000003")}
+
+    monkeypatch.setattr("pipeline.session.quarantine.broadcast_object_list", hear)
+    with Log(RunFolder(tmp_path), step=0, last_step=1, process=1, trace=False, quiet=True) as log:
+        assert len(Quarantine(log, dataset.splits["train"], Accelerator(cpu=True))) == 1
 
 
 def test_what_another_split_cannot_use_does_not_count(dataset: Dataset, tmp_path: Path) -> None:
@@ -180,3 +227,113 @@ def test_a_run_stops_above_the_share_of_unusable_samples_and_not_at_it(
     keys = [line["key"] for line in named(tmp_path / "run")]
     assert len(keys) == len(set(keys))
     assert (sorted(keys) == ["000003", "000033", "000063"]) == (share > 0)
+
+
+def wait_until(reached: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def has_begun(folder: Path) -> bool:
+    return (folder / "metrics.jsonl").exists() and bool(metrics(folder, "train"))
+
+
+@pytest.mark.dist
+def test_a_second_request_ends_a_process_that_waits_for_another_for_good(dataset: Dataset, tmp_path: Path) -> None:
+    options = ("--data", dataset.folder, "--output", tmp_path / "run", "--data.workers", 0)
+    launcher = start(PROGRAMS / "killed.py", *options, processes=2, env={"KILL": "halt 2 of process 1"})
+    try:
+        wait_until(lambda: has_begun(tmp_path / "run"))
+        waiting, halted = sorted(psutil.Process(launcher.pid).children(), key=lambda process: process.pid)
+        wait_until(lambda: halted.status() == psutil.STATUS_STOPPED)
+        time.sleep(0.5)
+        waiting.send_signal(signal.SIGTERM)
+        time.sleep(FORWARDED / 2)
+        waiting.send_signal(signal.SIGTERM)  # the same, passed on by a launcher
+        time.sleep(FORWARDED / 2 + 0.5)
+        assert waiting.is_running()
+        waiting.send_signal(signal.SIGTERM)
+        gone, _ = psutil.wait_procs([waiting], timeout=1)
+        assert gone
+        halted.kill()
+    finally:
+        for process in psutil.Process(launcher.pid).children():
+            process.kill()
+        said = launcher.communicate()[1]
+    assert "SIGTERM again: ended at once" in said
+
+
+@pytest.mark.dist
+def test_a_terminal_that_hangs_up_stops_the_run_with_a_checkpoint(dataset: Dataset, tmp_path: Path) -> None:
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, PROGRAMS / "killed.py", "--data", dataset.folder, "--output", tmp_path / "run"],
+        env={**ENVIRONMENT, "KILL": "slowly"},
+        preexec_fn=lambda: os.login_tty(end),
+    )
+    os.close(end)
+    try:
+        drain = Thread(target=read_all, args=(terminal,), daemon=True)
+        drain.start()
+        wait_until(lambda: has_begun(tmp_path / "run"))
+        psutil.Process(process.pid).send_signal(signal.SIGHUP)
+        os.close(terminal)
+        assert process.wait(60) == 75
+    finally:
+        process.kill()
+        process.wait()
+    assert metrics(tmp_path / "run", "event")[0]["event"] == "stopped on request"
+
+
+def read_all(terminal: int) -> None:
+    with suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
+@pytest.mark.dist
+def test_a_reader_of_the_output_that_ends_before_the_run_does_not_end_it(dataset: Dataset, tmp_path: Path) -> None:
+    options = ("--data", dataset.folder, "--output", tmp_path / "run")
+    process = start(PROGRAMS / "killed.py", *options, env={"KILL": "slowly"})
+    assert process.stdout
+    assert process.stderr
+    try:
+        wait_until(lambda: has_begun(tmp_path / "run"))
+        process.stdout.close()  # Ctrl-C ends `tee` first
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 75
+        said = process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+    assert "The standard output takes no more (Broken pipe)" in said
+    assert "Traceback" not in said
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored_but_under_a_launcher_which_would_kill_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        usual = signal.getsignal(signal.SIGTERM)
+        stop = StopRequest()
+        with stop.listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) not in (usual, signal.SIG_DFL)
+        assert signal.getsignal(signal.SIGTERM) == usual
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        with stop.listening():
+            os.kill(os.getpid(), signal.SIGHUP)
+            wait_until(lambda: stop.asked, 5)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_each_signal_asks(number: signal.Signals) -> None:
+    stop = StopRequest()
+    with stop.listening():
+        os.kill(os.getpid(), number)
+        wait_until(lambda: stop.asked, 5)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 
 def sessions(folder: Path) -> list[dict[str, Any]]:
-    return list(read_json_lines(RunFolder(folder).sessions))
+    return read_json_lines(RunFolder(folder).sessions, dict[str, Any]).good
 
 
 def spans(folder: Path) -> list[tuple[int, int, str]]:
@@ -121,7 +121,7 @@ def test_recipe_json_stays_that_of_the_beginning_and_a_session_names_what_it_cha
     assert train_here(dataset, tmp_path, max_steps=2) == 0
     path = RunFolder(tmp_path).recipe
     before = path.read_bytes()
-    began = read_json(path)
+    began = read_json(path, dict[str, Any])
     assert began["recipe"] == json.loads(json.dumps(asdict(HERE)))
     assert began["fingerprints"]["version of views"] == views_version()
     assert began["fingerprints"]["training data"] == dataset.splits["train"].fingerprint
@@ -145,5 +145,5 @@ def test_a_run_that_begins_anew_has_a_recipe_json_of_its_new_beginning(dataset: 
         train_here(dataset, tmp_path, parts=Parts(events=FailingAtOnce))
     other = replace(HERE, optim=replace(HERE.optim, lr=2e-3))
     assert train_here(dataset, tmp_path, other, max_steps=2) == 0  # nothing was saved that it could contradict
-    assert read_json(RunFolder(tmp_path).recipe)["recipe"]["optim"]["lr"] == 2e-3
+    assert read_json(RunFolder(tmp_path).recipe, dict[str, Any])["recipe"]["optim"]["lr"] == 2e-3
     assert spans(tmp_path) == [(0, 0, "failed: ArithmeticError"), (0, 2, "done")]

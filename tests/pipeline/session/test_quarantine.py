@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.folder import QuarantineLine
 from shards.dataset import Dataset
 from shards.files import read_json_lines
 from tests.running import SCRIPT, run, train_here
@@ -29,7 +30,7 @@ def damaged(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Datas
 
 
 def quarantined(folder: Path) -> list[str]:
-    return [line["key"] for line in read_json_lines(folder / "quarantine.jsonl")]
+    return [line["key"] for line in read_json_lines(folder / "quarantine.jsonl", QuarantineLine).good]
 
 
 @pytest.mark.dist

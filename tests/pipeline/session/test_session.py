@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,17 @@ import timm
 import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
+from launch.drill import small_disk
 from pipeline import checkpoint
+from pipeline.checkpoint import Writer
 from pipeline.config import Finetune
-from pipeline.data.batch import TrainingBatches
+from pipeline.data.batch import Batch, TrainingBatches
 from pipeline.data.loader import StepSampler, load
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.folder import RunFolder
+from pipeline.run import end, sentence
 from pipeline.session.events import Events
 from pipeline.session.session import Parts
 from shards.dataset import Dataset
@@ -311,3 +317,88 @@ def test_a_request_to_stop_that_comes_while_a_run_is_built_is_not_lost(dataset: 
     assert train_here(dataset, tmp_path, recipe, Parts(events=SignalledAtItsStart)) == 75
     (event,) = metrics(tmp_path, "event")
     assert event["step"] == 1
+
+
+@pytest.mark.dist
+def test_a_process_that_lost_another_says_so_first(dataset: Dataset, tmp_path: Path) -> None:
+    options = ("--data", dataset.folder, "--output", tmp_path / "run", "--data.workers", 0)
+    ended = run(PROGRAMS / "killed.py", *options, processes=2, code=1, env={"KILL": "step 3 of process 1"})
+    said, _, traceback = ended.stderr.partition("Traceback")
+    assert "process 0 lost another process of the run. See what that one said" in said
+    assert traceback
+    (session,) = (json.loads(line) for line in (tmp_path / "run" / "sessions.jsonl").read_text().splitlines())
+    assert session["ended"].startswith("failed: ")
+
+
+def test_a_disk_that_is_full_at_the_end_is_named_with_what_to_do(dataset: Dataset, tmp_path: Path) -> None:
+    class FullAtTheEnd(Events):
+        def save(self, step: int, *, wait: bool) -> None:
+            super().save(step, wait=wait)
+            if wait:
+                with suppress(OSError), (self.log.folder.path / "ballast").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+
+    with small_disk(tmp_path, 4_000_000) as mounted:
+        if not mounted:
+            pytest.skip("a small disk needs root")
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            train_here(dataset, tmp_path / "run", HERE, Parts(events=FullAtTheEnd), max_steps=2)
+        wanted = f"{tmp_path}/run/model.safetensors: No space left on device. Mend it, or make room"
+        assert sentence(caught.value).startswith(wanted)
+        (tmp_path / "run" / "ballast").unlink()
+        assert train_here(dataset, tmp_path / "run", HERE, max_steps=2) == 0
+
+
+def move_away(folder: Path) -> None:
+    """Remove a run's folder at once: file by file, a thread would write new ones between."""
+    folder.rename(folder.with_name("removed"))
+
+
+class RemovedByAStep(Events):
+    """Has the run's folder vanish while a checkpoint may be written."""
+
+    def after_batch(self, batch: Batch, images: Tensor) -> None:
+        super().after_batch(batch, images)
+        if (batch.step, batch.virtual_rank) == (3, 0):
+            move_away(self.log.folder.path)
+
+
+class RemovedAtACheckpoint(Writer):
+    """Has the run's folder vanish before a file of a checkpoint."""
+
+    def write_file(self, tensors: dict[str, Tensor], path: Path) -> None:
+        if path.stem == "optimizer":
+            move_away(path.parents[2])
+        super().write_file(tensors, path)
+
+
+@pytest.mark.parametrize("parts", [Parts(events=RemovedByAStep), Parts(writer=RemovedAtACheckpoint)])
+def test_a_folder_that_is_removed_under_a_run_ends_it(parts: Parts, dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        train_here(dataset, tmp_path / "run", HERE, parts)
+    assert re.match(rf"{tmp_path}/run/\S+: gone while the run was writing it\. Mend it", sentence(caught.value))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/.latest.host.1.tmp"])
+def test_a_file_whose_folder_is_gone_is_said_to_be(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "run" / name
+    with pytest.raises(FileNotFoundError) as caught:
+        path.mkdir()
+    assert sentence(caught.value).startswith(f"{path}: gone while the run was writing it. ")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "run" / "a").read_text()
+    assert sentence(caught.value).startswith(f"{tmp_path}/run/a: No such file or directory. ")
+
+
+def test_a_process_does_not_wait_at_its_end_for_a_worker_that_no_signal_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    with pytest.raises(SystemExit):
+        end(75)
+    monkeypatch.setattr("pipeline.run.active_children", lambda: ["a worker"])
+    with pytest.raises(SystemExit):  # os._exit came back
+        end(1)
+    assert left == [1]

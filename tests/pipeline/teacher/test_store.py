@@ -1,7 +1,9 @@
 """Stored teacher outputs: the files, and runs that write and read them."""
 
 import os
+import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +15,11 @@ from pipeline.data.order import Order
 from pipeline.errors import StoreError
 from pipeline.fingerprints import DATA, TEACHER, VIEWS
 from pipeline.teacher import outputs
-from pipeline.teacher.store import Store, differences, path_of, store_fingerprint
+from pipeline.teacher.store import FORMAT_VERSION, Store, differences, path_of, store_fingerprint
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.errors import BadRequest
+from shards.files import write_json
 from tests.running import SCRIPT, metrics, run, start, summary, traces, train_here, vitrail
 from tests.tiny import HERE, TINY
 
@@ -79,6 +82,19 @@ def test_a_file_that_a_kill_left_half_is_gone_on_with(tmp_path: Path) -> None:
     np.testing.assert_array_equal(a_store(tmp_path).read(1, 0), RECORDS)
 
 
+def test_a_bit_that_flips_in_an_unfinished_file_is_asked_for_again(tmp_path: Path) -> None:
+    store = a_store(tmp_path)
+    for step in range(2):
+        store.write(step, 0, RECORDS)
+    part = path_of(tmp_path, 0, 0).with_suffix(".part")
+    content = bytearray(part.read_bytes())
+    content[1] ^= 4
+    part.write_bytes(content)
+    again = a_store(tmp_path)
+    assert again.read(0, 0) is None
+    np.testing.assert_array_equal(again.read(1, 0), RECORDS)
+
+
 def test_two_jobs_may_write_the_same_outputs(tmp_path: Path) -> None:
     first, second = a_store(tmp_path), a_store(tmp_path)
     for step in range(3):
@@ -100,8 +116,25 @@ def test_a_folder_with_something_else_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="neither empty nor a store"):
         differences(tmp_path, {})
     (tmp_path / "store.json").write_text("{")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(StoreError, match="torn or altered"):
         differences(tmp_path, {})
+
+
+def test_a_store_that_another_job_begins_while_the_folder_is_looked_at_is_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".store.json.other-node.7.tmp").touch()  # half written there
+    assert differences(tmp_path, {}) == []
+    iterdir = Path.iterdir
+
+    def begun_beside(folder: Path) -> Iterator[Path]:
+        write_json(folder / "store.json", {"format_version": FORMAT_VERSION, "fingerprint": {}})
+        (folder / "epoch-0000").mkdir()
+        return iterdir(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", begun_beside)
+        assert differences(tmp_path, {}) == []
 
 
 def test_a_store_that_another_job_began_meanwhile_is_not_written_into(tmp_path: Path) -> None:
@@ -254,6 +287,34 @@ def test_the_fingerprint_has_no_field_of_the_student_or_the_hosting(taught: Reci
     names = set(store_fingerprint(taught, {DATA: "d", VIEWS: "v", TEACHER: "t"}))
     assert {"seed", "batch", "virtual_ranks", "augment.erase", "mix.prob", "model.img_size"} <= names
     assert not {"model.name", "optim.lr", "epochs", "mix.smoothing", "distill.weight", "distill.store"} & names
+
+
+@pytest.mark.slow
+def test_a_store_has_no_outputs_of_views_that_stand_in_for_others(
+    dataset: Dataset, taught: Recipe, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.folder, folder)
+    index = dataset.splits["train"]
+    with (folder / "train" / index.shards[0].name).open("r+b") as file:
+        file.seek(int(index.rows["offset"][5]) + 30)
+        file.write(b"\0\0\0\0")
+    damaged = replace(dataset, folder=folder)
+    some = replace(taught, model=TINY.model, data=replace(taught.data, max_bad=0.1),
+                   distill=replace(taught.distill, token=False))  # fmt: skip
+    assert train_here(damaged, tmp_path / "live", some) == 0
+    assert train_here(damaged, tmp_path / "writes", stored(some, tmp_path / "store")) == 0
+    assert len({summary(tmp_path / name)["weights_sha256"] for name in ("live", "writes")}) == 1
+    flags = (SCRIPT, "--distill.teacher", "resnet20_cifar", "--distill.no-token", "--distill.weights",
+             taught.distill.weights, "--distill.store", tmp_path / "store", "--data.workers", 0)  # fmt: skip
+    said = vitrail("teach", *flags, "--data", folder, "--data.max-bad", 0.1).stdout
+    assert "not usable: " in said
+    assert " batches have such samples" in said
+    assert ": 0 outputs added" in said
+    assert "of 70 training samples cannot be used" in vitrail("teach", *flags, "--data", folder, code=1).stderr
+    mended = vitrail("teach", *flags, "--data", dataset.folder).stdout
+    assert "outputs added" in mended
+    assert ": 0 outputs" not in mended
 
 
 @pytest.mark.slow

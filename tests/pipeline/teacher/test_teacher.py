@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pipeline.config import Distill, Model
+from pipeline.model.build import build_model
 from pipeline.teacher.teacher import Input, Teacher, build_teacher, check_teacher
 from shards.errors import BadRequest
 from tests.tiny import TINY
@@ -41,11 +43,28 @@ def test_the_teacher_is_frozen_and_stays_in_evaluation_mode(tmp_path: Path) -> N
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
+def test_published_positions_of_a_vit_are_resized_as_the_students_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    create, vit = timm.create_model, "deit_tiny_patch16_224"
+
+    def publish(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+        net = create(name, **options)
+        if pretrained:
+            nn.init.normal_(net.pos_embed, generator=torch.Generator().manual_seed(0))
+        return net
+
+    monkeypatch.setattr(timm, "create_model", publish)
+    teacher: Any = build_teacher(replace(TINY, distill=Distill(teacher=vit, img_size=32))).net
+    student = build_model(Model(name=vit, img_size=32, pretrained=True), 4, seed=0)
+    assert torch.equal(teacher.pos_embed, student.pos_embed)
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [
         ("resnet18.a1_in1k", "knows 1000 classes, the recipe has 4"),
         ("torchvision:resnet18", "knows 1000 classes, the recipe has 4"),
+        ("torchvision:regnet_y_400mf", "knows 1000 classes, the recipe has 4"),
+        ("torchvision:fasterrcnn_resnet50_fpn", "is not known"),  # which finds boxes
         ("resnet20_cifar", "no weights are published"),
         ("local-dir:/nowhere", "not the folder of a finished run"),
     ],
@@ -60,7 +79,7 @@ def test_a_torchvision_teacher_takes_what_its_weights_take(tmp_path: Path) -> No
 
     torch.save(shufflenet_v2_x0_5(num_classes=4).state_dict(), tmp_path / "net.pth")
     recipe = replace(TINY, distill=Distill(teacher="torchvision:shufflenet_v2_x0_5", weights=f"{tmp_path}/net.pth"))
-    check_teacher(recipe)
+    assert check_teacher(recipe) == f"{tmp_path}/net.pth: all as the model has it"
     teacher = build_teacher(recipe)
     assert (teacher.size, teacher.same_colours) == (224, True)
     assert teacher(torch.zeros(1, 3, 16, 16)).shape == (1, 4)

@@ -12,7 +12,7 @@ from shards.errors import BadRequest
 from tests.running import PROGRAMS, metrics, run_launched, train_here
 from tests.tiny import ENGINES, HERE
 
-CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf"))
+CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf", dropout=0.2))
 SETTINGS = {
     "plain": Compute(fused_optimizer=False, tf32=False),
     "checkpointed": Compute(activation_checkpointing=True),

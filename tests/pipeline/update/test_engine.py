@@ -14,11 +14,12 @@ from pipeline.hosting import hosting_of_launch
 from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import PROGRAMS, SCRIPT, metrics, run_launched, summary, train_here
+from tests.running import ENVIRONMENT, PROGRAMS, SCRIPT, metrics, run_launched, summary, train_here
 from tests.tiny import ENGINES, HERE
 
 NAMES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 SAVED, LAST = 3, 5  # steps
+START = "zero3-2"  # whose processes share all: engine and processes of the run that others go on from
 PROGRAM = PROGRAMS / "engines.py"
 
 
@@ -32,17 +33,14 @@ def saved_tensors(folder: Path) -> dict[str, Tensor]:
 @pytest.mark.dist
 @pytest.mark.timeout(900)
 def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, tmp_path: Path) -> None:
-    # any engine saves the same tensors, and any goes on from them: so any pair does
-    for processes in (1, 2):
-        run_launched("fsdp2", PROGRAM, "matrix", tmp_path, dataset.folder, SAVED, *NAMES, processes=processes)
+    # any engine saves the same tensors, and any goes on from those of one: so any pair does
+    for processes in (2, 1):  # START is a run of two
+        arguments = (tmp_path, dataset.folder, SAVED, LAST, START, *NAMES)
+        run_launched("fsdp2", PROGRAM, "matrix", *arguments, processes=processes)
     saved = [tmp_path / f"{engine}-{processes}" for engine in NAMES for processes in (1, 2)]
-    starts = [tmp_path / "ddp-1", tmp_path / "zero3-2"]
-    cases = [f"{engine}={start}" for engine in NAMES for start in starts]
-    for processes in (1, 2):
-        run_launched("fsdp2", PROGRAM, "matrix", tmp_path, dataset.folder, LAST, *cases, processes=processes)
     train_here(dataset, tmp_path / "unbroken", ENGINES, max_steps=LAST)
     expected = [line["loss"] for line in metrics(tmp_path / "unbroken", "train")]
-    tensors = saved_tensors(saved[0])
+    tensors = saved_tensors(tmp_path / START)
     for start in saved:
         assert [line["loss"] for line in metrics(start, "train")] == pytest.approx(expected[:SAVED], rel=1e-5), start
         others = saved_tensors(start)
@@ -53,24 +51,36 @@ def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, 
             bound = 0.01 * ENGINES.optim.lr if not name.startswith("optimizer") else 1e-4 * tensor.abs().max().item()
             assert (others[name] - tensor).abs().max().item() <= bound + 1e-9, (start.name, name)
     weights = load_file(RunFolder(tmp_path / "unbroken").ema_weights)
-    for start in starts:
-        for engine in NAMES:
-            for processes in (1, 2):
-                folder = tmp_path / f"{engine}-{processes}-of-{start.name}"
-                losses = [line["loss"] for line in metrics(folder, "train")]
-                assert losses == pytest.approx(expected[SAVED:], rel=1e-4), folder.name
-                averaged = load_file(RunFolder(folder).ema_weights)
-                worst = max((averaged[name] - weights[name]).abs().max().item() for name in weights)
-                assert worst < 0.01 * ENGINES.optim.lr, folder.name
+    for start in saved:
+        folder = start.with_name(f"{start.name}-on")
+        losses = [line["loss"] for line in metrics(folder, "train")]
+        assert losses == pytest.approx(expected[SAVED:], rel=1e-4), folder.name
+        averaged = load_file(RunFolder(folder).ema_weights)
+        worst = max((averaged[name] - weights[name]).abs().max().item() for name in weights)
+        assert worst < 0.01 * ENGINES.optim.lr, folder.name
+
+
+@pytest.mark.dist
+def test_gradual_fine_tuning_and_dropout_are_the_same_under_any_engine(dataset: Dataset, tmp_path: Path) -> None:
+    run_launched("fsdp2", PROGRAM, "gradual", tmp_path, dataset.folder, *NAMES, processes=2)
+    alone, *others = [[line["loss"] for line in metrics(tmp_path / engine, "train")] for engine in NAMES]
+    assert len(alone) == 5
+    for losses in others:
+        assert losses == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("config", ["cpu", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
-def test_a_configuration_of_the_repository_trains(config: str, dataset: Dataset, tmp_path: Path) -> None:
+def test_a_configuration_of_the_repository_trains_and_compiles_nothing(
+    config: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = tmp_path / "compiled"
+    monkeypatch.setitem(ENVIRONMENT, "TORCH_EXTENSIONS_DIR", str(compiled))
     arguments = ("--data", dataset.folder, "--output", tmp_path / "run", "--max-steps", 2, "--virtual-ranks", 2)
     out = run_launched(config, SCRIPT, *arguments, processes=2)
     assert f"on 2 process(es) (1, 1), {config.removeprefix('deepspeed_').replace('cpu', 'ddp')}" in out
     assert summary(tmp_path / "run")["steps"] == 2
+    assert not compiled.exists()
 
 
 @pytest.mark.parametrize(

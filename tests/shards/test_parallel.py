@@ -1,0 +1,51 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from shards.errors import ShardError
+from shards.parallel import AHEAD, mapping
+
+
+def test_work_is_taken_as_it_is_needed_and_done_in_order_on_one_process() -> None:
+    with mapping(1) as spread:
+        assert list(spread(abs, iter([-3, 2, -1]))) == [3, 2, 1]
+
+
+@pytest.mark.dist
+def test_work_is_taken_as_it_is_needed_and_done_in_order_on_several_processes() -> None:
+    taken = []
+
+    def work() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield -number
+
+    with mapping(2) as spread:
+        results = spread(abs, work())
+        assert next(results) == 0
+        assert len(taken) <= 2 * AHEAD + 2
+        assert list(results) == list(range(1, 100))
+
+
+@pytest.mark.dist
+def test_a_process_does_not_import_what_the_program_imports() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.programs.heavy"], capture_output=True, text=True, check=True, timeout=60
+    )
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert len(lines) == 2
+    assert not any({"wave", "torch", "numpy"} & set(modules) for modules in lines)
+
+
+@pytest.mark.dist
+def test_a_process_that_is_killed_is_said() -> None:
+    with pytest.raises(ShardError, match="was killed, most often for want of memory"), mapping(2) as spread:
+        list(spread(_die, range(3)))
+
+
+def _die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
