@@ -80,10 +80,13 @@ class StopRequest:
             del handlers[signal.SIGHUP]
         for number in handlers:
             signal.signal(number, self._ask)
+        failed = True
         try:
             yield
+            failed = False
         finally:
-            if not self.asked:
+            # the launcher ends a process that lost another at once: it says why first, and a second signal ends it
+            if not self.asked and not (failed and torch.distributed.is_initialized()):
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
                 signal.set_wakeup_fd(wakeup)
