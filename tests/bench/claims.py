@@ -71,7 +71,9 @@ STEM: Final = (
     "--eval.batch 500 --batch 128 --virtual-ranks 1"
 )
 PATCHIFY, CONV = ("vitp_cifar10", f"{STEM} --model.depth 4"), ("vitc_cifar10", f"{STEM} --model.depth 3")
-SGD: Final = "--optim.name sgd --optim.lr 0.12 --optim.weight-decay 1.3e-5"  # Table 4: 1.9 for a batch of 2048
+SGD: Final = (
+    "--optim.name sgd --optim.nesterov --optim.lr 0.12 --optim.weight-decay 1.3e-5"  # Table 4: 1.9 for a batch of 2048
+)
 GRID: Final = tuple((rate, decay) for rate in ("2.5e-4", "1e-3", "4e-3") for decay in ("0.06", "0.24"))
 
 
@@ -188,7 +190,7 @@ is taken away or changed at a time, as in DeiT's Table 8, which is of 384 millio
 this small, trained this briefly, underfits: what makes the task harder costs more than it saves.""",
     rows=(
         Row("whole", "deit_cifar10", f"{WHOLE} --ema.decay 0.9998"),
-        Row("SGD", "deit_cifar10", f"{RAW} --optim.name sgd --optim.lr 0.1 --optim.weight-decay 1e-4"),
+        Row("SGD", "deit_cifar10", f"{RAW} --optim.name sgd --optim.nesterov --optim.lr 0.1 --optim.weight-decay 1e-4"),
         Row("no RandAugment", "deit_cifar10", f"{RAW} --augment.rand-ops 0"),
         Row("AutoAugment instead", "deit_cifar10", f"{RAW} --augment.policy auto --augment.rand-ops 0"),
         Row("no mixup", "deit_cifar10", f"{RAW} --mix.mixup-alpha 0"),
