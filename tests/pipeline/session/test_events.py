@@ -312,6 +312,17 @@ def test_a_reader_of_the_output_that_ends_before_the_run_does_not_end_it(dataset
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_failed_process_of_several_may_say_why_before_its_launcher_ends_it(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: grouped)
+    usual = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), StopRequest().listening():
+        raise RuntimeError("Connection closed by peer")
+    assert (signal.getsignal(signal.SIGTERM) == usual) != grouped
+
+
 def test_a_hang_up_that_is_ignored_stays_ignored_but_under_a_launcher_which_would_kill_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
