@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
