@@ -156,7 +156,7 @@ def keep(task: Task) -> None:
     """Add the result of a finished run to those that are kept."""
     folder = RunFolder(task.folder)
     summary = read_json(folder.summary, dict[str, Any])
-    session = read_json_lines(folder.sessions, dict[str, Any])[-1]
+    session = read_json_lines(folder.sessions, dict[str, Any]).good[-1]
     known = results()
     known.setdefault(said(task.row), {})[str(task.seed)] = Result(
         top1=round(100 * summary["top1"], 2),
