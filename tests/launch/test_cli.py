@@ -12,7 +12,7 @@ from launch import cli
 from shards.dataset import Dataset, write_dataset
 from shards.errors import BadRequest
 from shards.index import Index, Shard, row_dtype, write_index
-from tests.running import ENVIRONMENT, SCRIPT, traces, train_here, vitrail, vitrail_process
+from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, traces, train_here, vitrail, vitrail_process
 
 
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ for words in {calls!r}:
 heavy = {{"torch", "torchvision", "timm", "accelerate", "webdataset", "sklearn", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=TIMEOUT)
 
 
 def test_help_imports_next_to_nothing() -> None:
@@ -55,7 +55,9 @@ except SystemExit:
     pass
 assert not {"torch", "numpy", "PIL", "tyro"} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.parametrize(
