@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a scri
 
 from pipeline.folder import RunFolder
 from shards.files import read_json, read_json_lines, write_json
-from tests.bench.claims import SEEDS, TABLES, Claim, Figure, Row, Shortfall, Table
+from tests.bench.claims import SEEDS, TABLES, Claim, Figure, Flat, Row, Shortfall, Table
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "docs" / "reproduction.json"
@@ -52,21 +52,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cifar10", required=True, help="a source for `vitrail shards build`, with folders as classes")
     parser.add_argument("--flowers", required=True, help="another: flowers12.zip, or class folders of your own")
-    parser.add_argument("--resnet20", required=True, help="resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10")
     parser.add_argument("--folder", type=Path, default=ROOT / "reproduction")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
     parser.add_argument(
         "--tables", nargs="+", metavar="TITLE", choices=[table.title for table in TABLES], help="these tables alone"
     )
     options = parser.parse_args()
-    sources = dict.fromkeys(("cifar10", *HALVES), options.cifar10) | {"flowers": options.flowers}
+    sources = dict.fromkeys(("cifar10", *HALVES), options.cifar10) | {"flowers": options.flowers, "digits": "digits"}
     for name, source in sources.items():
         if not (options.folder / name / "dataset.json").exists():
             classes = ["--classes", *HALVES[name].split()] if name in HALVES else []
             build = [str(Path(sys.executable).parent / "vitrail"), "shards", "build", source]
             subprocess.run([*build, str(options.folder / name), *classes], cwd=ROOT, check=True)
-    wanted = tasks(options.folder, {"resnet20": str(Path(options.resnet20).resolve())}, options.tables)
-    run_all(wanted, options.jobs)
+    run_all(tasks(options.folder, options.tables), options.jobs)
     write_page()
 
 
@@ -78,17 +76,15 @@ class Task:
     seed: int
     folder: Path
     command: tuple[str, ...]
-    makes: frozenset[str]  # names of folders: its own, and stores that it fills
-    needs: frozenset[str]  # those that its flags name
+    needs: frozenset[str]  # folders of other runs, which its flags name
 
 
-def tasks(folder: Path, places: dict[str, str], tables: list[str] | None = None) -> list[Task]:
+def tasks(folder: Path, tables: list[str] | None = None) -> list[Task]:
     """Return the runs of all rows, or of some tables, in order; one may need folders that those before it make."""
     found = []
     for row, seed in runs(tables):
-        named = [name for _, name, _, _ in string.Formatter().parse(row.flags) if name and name not in places]
-        of_seed = {name: f"{name}-{seed}" if name.startswith("store-") else name for name in named}
-        flags = row.flags.format_map(places | {name: str(folder / place) for name, place in of_seed.items()})
+        needs = frozenset(name for _, name, _, _ in string.Formatter().parse(row.flags) if name)
+        flags = row.flags.format_map({name: folder / name for name in needs})
         own = output(folder, row.name, seed)
         command = (sys.executable, f"recipes/{row.recipe}.py", *shlex.split(flags), "--seed", str(seed))
         found.append(
@@ -97,8 +93,7 @@ def tasks(folder: Path, places: dict[str, str], tables: list[str] | None = None)
                 seed=seed,
                 folder=own,
                 command=(*command, "--data", str(folder / row.data), "--output", str(own)),
-                makes=frozenset({own.name, *(place for place in of_seed.values() if place.startswith("store-"))}),
-                needs=frozenset(of_seed.values()),
+                needs=needs,
             )
         )
     return found
@@ -135,7 +130,7 @@ def run_all(wanted: list[Task], jobs: int) -> None:
             for task in unfinished:
                 if len(running) < jobs and task not in running.values() and not task.needs & unmade:
                     running[pool.submit(call, task)] = task
-                unmade |= task.makes
+                unmade.add(task.folder.name)
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for run in done:
                 task = running.pop(run)
@@ -208,7 +203,8 @@ HEAD = """# Reproduction
 Written by `make reproduce` from docs/reproduction.json, where results are kept as they come. Top-1 on the test split in
 per cent, of every image, raw weights: mean and standard deviation over the seeds. Trained parameters are those of the
 last phase. Minutes are of all seeds together, each run on a core of its own; machines are shared, so they say only the
-order of magnitude. Precision is the recipes' `auto`: bf16 where the processor computes in it.
+order of magnitude. Precision is the recipes' `auto`: bf16 where the processor computes in it. A row says how many of
+its seeds have been run; `make reproduce` goes on with the others.
 
 A claim *holds* if the difference of the means is more than twice its standard error, is *contradicted* if it is that
 much the other way, and is else *not decided* here; a published figure holds if it lies within two standard deviations
@@ -238,7 +234,8 @@ def report(table: Table) -> str:
         lines.append("| " + " | ".join([row.name, *columns, spread(scores.get(row.name)), *cost]) + " |")
         if averaged := scores.get(f"{row.name} EMA"):
             lines.append("| " + " | ".join([f"{row.name}, EMA", *columns, spread(averaged), "", "", "", ""]) + " |")
-    lines += ["", "| source | claim | difference here, points | verdict |", "|---|---|---|---|"]
+    if table.claims:
+        lines += ["", "| source | claim | difference here, points | verdict |", "|---|---|---|---|"]
     for claim in table.claims:
         judged = judge(claim, scores)
         verdict = f"{judged[0]:+.2f} ± {judged[1]:.2f} | {judged[2]}" if judged else " | not run"
@@ -272,11 +269,15 @@ def spread(values: list[float] | None) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def judge(claim: Claim | Figure, scores: dict[str, list[float]]) -> tuple[float, float, str] | None:
+def judge(claim: Claim | Figure | Flat, scores: dict[str, list[float]]) -> tuple[float, float, str] | None:
     """Return the difference, its standard error (of a published figure: our standard deviation), and the verdict.
 
-    None where some of its rows have not been run with as many seeds as a spread needs.
+    None where some of its rows have not been run with all seeds.
     """
+    if isinstance(claim, Flat):
+        compared = Claim(claim.source, claim.says, (claim.row,), (f"{claim.row}@{claim.since}",))
+        judged = judge(compared, scores)
+        return judged and (judged[0], judged[1], "holds" if judged[0] < 1 else "contradicted")
     names = (claim.row,) if isinstance(claim, Figure) else (*claim.better, *claim.worse)
     if any(len(scores.get(name, ())) < len(SEEDS) for name in names):
         return None
