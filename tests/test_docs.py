@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from launch.cli import VERBS, call
 from launch.drill import MakeDrill
 from launch.ladder import Ladder, on_rung
-from launch.recipes import load_recipe
+from launch.recipe_files import load_recipe
 from launch.slurm import Slurm
 from launch.verb import config_file, engine_named
 from pipeline.config import FIELDS, LOCAL_DIR, Recipe

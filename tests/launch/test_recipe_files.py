@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.recipes import load_recipe, recipe_file
+from launch.recipe_files import load_recipe, recipe_file
 from recipes.deit_digits import RECIPE
 from shards.errors import BadRequest
 
