@@ -103,9 +103,9 @@ class Recipes(Verb):
     Example: vitrail recipes
     """
 
-    do: (
-        Annotated[ListRecipes, tyro.conf.subcommand("list")] | Annotated[CopyRecipe, tyro.conf.subcommand("copy")]
-    ) = field(default_factory=ListRecipes)
+    do: Annotated[ListRecipes, tyro.conf.subcommand("list")] | Annotated[CopyRecipe, tyro.conf.subcommand("copy")] = (
+        field(default_factory=ListRecipes)
+    )
 
     def __call__(self) -> int:
         """Do it."""
@@ -141,14 +141,16 @@ def expected(path: Path) -> str:
 
 def show(recipes: Sequence[Listed]) -> None:
     """Print recipes as a table."""
-    table = Table()
-    for column in ("recipe", "model", "data", "epochs, views", "expected"):
-        # a name is of no use but whole
-        table.add_column(column, overflow="fold", justify="right" if column == "epochs, views" else "left")
+    table = Table(box=None)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("data")
+    table.add_column("epochs", justify="right")
+    table.add_column("views", justify="right", no_wrap=True)
+    table.add_column("expected")
     for recipe in recipes:
-        model = f"{recipe.model}, {recipe.img_size} px"
-        cost = f"{recipe.epochs}, {recipe.views / 1e6:,.3g} M"
-        accuracy = recipe.expected.partition(" (")[0] or "no figure"  # its source stands in the file
-        table.add_row(*map(plain, (recipe.name, model, recipe.data, cost, accuracy)))
+        accuracy = re.split(r" \(|, ", recipe.expected)[0] or "no figure"  # more, and its source, stand in the file
+        views = f"{recipe.views / 1e6:,.3g} M"
+        table.add_row(*map(plain, (recipe.name, recipe.model, recipe.data, recipe.epochs, views, accuracy)))
     Console().print(table)
     print("Train one: accelerate launch -m recipes.NAME --data DIR --output OUT\nChange one: vitrail recipes copy NAME")

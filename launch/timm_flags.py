@@ -1,7 +1,7 @@
 """The flags of timm's train.py and of DeiT's main.py, with their defaults, and what becomes of each in a recipe.
 
-Sources: huggingface/pytorch-image-models train.py at 2aabaef and its later flags; facebookresearch/deit main.py at 7e160fe
-and run_with_submitit.py. A command line is read by argparse, as they read it, abbreviations included.
+Sources: train.py of huggingface/pytorch-image-models at 2aabaef, and its later flags; main.py and run_with_submitit.py
+of facebookresearch/deit at 7e160fe. A command line is read by argparse, as they read it, abbreviations included.
 """
 
 import argparse
@@ -132,7 +132,7 @@ FLAGS: Final = (
     Flag("cooldown-epochs", "int", 10, ABSENT, why="main.py stops at --epochs, before it; so do we"),
     Flag("cooldown-epochs", "int", ABSENT, 0, why="a run ends where its cosine does", same=0),
     Flag("decay-epochs", "float", 30.0, 90.0, why=OTHER_SCHEDULE),
-    Flag("decay-milestones", "ints", ABSENT, None, why=OTHER_SCHEDULE),
+    Flag("decay-milestones", "ints", ABSENT, [90, 180, 270], why=OTHER_SCHEDULE),
     Flag("decay-rate", "float", 0.1, 0.1, why=OTHER_SCHEDULE, others=("--dr",)),
     Flag("patience-epochs", "int", 10, 10, why=OTHER_SCHEDULE),
     # augmentation
@@ -198,7 +198,7 @@ FLAGS: Final = (
     Flag("model-ema-force-cpu", "switch", False, False, why="the average lies where the weights do"),
     Flag("eval-crop-ratio", "float", 0.875, ABSENT, "eval.crop_ratio"),
     Flag("crop-pct", "float", ABSENT, None, "eval.crop_ratio"),
-    Flag("dist-eval", "switch", False, ABSENT, why="each image is evaluated once, on any number of processes", same=True),
+    Flag("dist-eval", "switch", False, ABSENT, why="each image is evaluated once, on any hosting", same=True),
     Flag("train-mode", "switch", True, ABSENT, "model.drop_path, model.dropout"),
     Flag("eval", "switch", False, ABSENT, why="evaluates, and trains nothing"),
     Flag("eval-metric", "text", ABSENT, "top1", why="all metrics are written", same="top1"),
@@ -211,7 +211,7 @@ FLAGS: Final = (
     Flag("apex-amp", "switch", ABSENT, False, why="mixed precision is torch's"),
     Flag("native-amp", "switch", ABSENT, False, why="mixed precision is torch's", same=True),
     Flag("model-dtype", "text", ABSENT, None, why="weights are float32", same="float32"),
-    Flag("channels-last", "switch", ABSENT, False, why="the layout is --compute.channels-last, on by default", same=True),
+    Flag("channels-last", "switch", ABSENT, False, why="--compute.channels-last is on by default", same=True),
     Flag("grad-checkpointing", "switch", ABSENT, False, "compute.activation_checkpointing"),
     Flag("torchcompile", "text", ABSENT, None, "compute.compile"),
     Flag("torchcompile-mode", "text", ABSENT, None, why="--compute.compile takes torch's default mode"),
@@ -250,7 +250,7 @@ FLAGS: Final = (
     Flag("wandb-tags", "texts", ABSENT, None, why=TRACKER),
     Flag("wandb-resume-id", "text", ABSENT, "", why=TRACKER),
     Flag("naflex-loader", "switch", ABSENT, False, why=NAFLEX),
-    Flag("naflex-train-seq-lens", "ints", ABSENT, None, why=NAFLEX),
+    Flag("naflex-train-seq-lens", "ints", ABSENT, [128, 256, 576, 784, 1024], why=NAFLEX),
     Flag("naflex-max-seq-len", "int", ABSENT, 576, why=NAFLEX),
     Flag("naflex-patch-sizes", "ints", ABSENT, None, why=NAFLEX),
     Flag("naflex-patch-size-probs", "floats", ABSENT, None, why=NAFLEX),
