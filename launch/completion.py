@@ -1,5 +1,6 @@
 """`vitrail completion`: what a shell needs to complete the verbs and their options; tyro makes it."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union
 
@@ -26,12 +27,9 @@ class Completion(Verb):
         """Print it."""
         verbs = tuple(Annotated[verb_named(name), tyro.conf.subcommand(name)] for name in VERBS)
         all_verbs: Any = Union[verbs]  # noqa: UP007 - of types that are known only here
-        tyro.cli(
-            all_verbs,
-            prog="vitrail",
-            args=["--tyro-write-completion", self.shell, "-"],
-            config=(tyro.conf.OmitSubcommandPrefixes,),
-        )
+        written = ["--tyro-write-completion", self.shell, "-"]
+        with suppress(SystemExit):  # tyro's way to say that it is done
+            tyro.cli(all_verbs, prog="vitrail", args=written, config=(tyro.conf.OmitSubcommandPrefixes,))
         return 0
 
 

@@ -343,7 +343,8 @@ def _data(theirs: Theirs, to: Translation) -> None:
     by, number = ("data-set", "nb-classes") if deit else ("dataset", "num-classes")
     classes, images = DATA_SETS.get(theirs[by], (None, None))
     if classes is None and not deit and timm.is_model(theirs["model"]):
-        classes = timm.get_pretrained_cfg(theirs["model"]).num_classes
+        config: Any = timm.get_pretrained_cfg(theirs["model"])
+        classes = config.num_classes if config else None
     if deit and images is None:
         known = "IMNET, CIFAR, INAT, INAT19"
         raise BadRequest.of("arguments", f"--data-set {theirs[by]}: main.py knows {known}.")

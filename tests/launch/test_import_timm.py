@@ -14,6 +14,7 @@ from pipeline.config import FIELDS
 from pipeline.fields import flatten
 from shards.errors import BadRequest
 from tests.running import vitrail
+from tests.timm_tables import PAGE, filled
 
 LAUNCH: Final = "python -m torch.distributed.launch --nproc_per_node=4 --use_env"
 PUBLISHED: Final = "https://dl.fbaipublicfiles.com/deit"
@@ -271,3 +272,8 @@ def test_every_flag_is_a_field_or_has_a_reason(program: Program) -> None:
         assert name == flag.name
         value = default(flag, program)
         assert value is None or isinstance(value, bool) == (flag.kind == "switch"), flag
+
+
+def test_the_page_has_every_flag_as_it_is() -> None:
+    text = PAGE.read_text()
+    assert filled(text) == text, "write it anew: python -m tests.timm_tables"
