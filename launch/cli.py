@@ -107,10 +107,11 @@ def call(name: str, arguments: list[str]) -> int:
     import tyro
 
     from launch.verb import RecipeVerb, flags
-    from pipeline.request import at_home, misspelt, refuse_control_characters
+    from pipeline.request import at_home, misspelt, obey_no_color, refuse_control_characters
     from shards.errors import BadRequest
 
     refuse_control_characters(arguments)
+    obey_no_color()
     verb, others = tyro.cli(
         verb_named(name),
         prog=f"vitrail {name}",
