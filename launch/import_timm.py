@@ -619,6 +619,8 @@ def imported(theirs: Theirs, name: str, found: Sequence[Problem] = ()) -> Import
         for field, facts in FIELDS.items()
         if not OPEN.fullmatch(field)
     } | to.fields
+    if not decided["ema.decay"]:
+        del decided["ema.warmup"]  # of no average
     ours = {known: flatten(load_recipe(known)) for known in recipe_names()}
 
     def distance(known: str) -> tuple[bool, int, bool]:

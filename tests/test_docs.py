@@ -217,7 +217,7 @@ def written(arguments: list[str], scratch: Path) -> list[str]:
             Path(arguments[place]).write_text("model: vit_small_patch16_224\nopt: adamw\n")
     if "--output" in arguments:
         arguments[arguments.index("--output") + 1] = str(scratch / "mine.py")
-    elif arguments[:1] == ["copy"] or "main.py" in " ".join(arguments) or "train" in " ".join(arguments):
+    elif arguments and arguments[0] not in ("list", "bash", "zsh", "fish"):
         arguments += ["--output", str(scratch / "mine.py")]
     return arguments
 
@@ -247,7 +247,9 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
         assert name == "--help" or name in VERBS
     elif name == "shards":
         shards(rest, scratch)
-    elif name in ("models", "recipes", "completion"):
+    elif name == "models":
+        assert call(name, rest) == 0
+    elif name in ("recipes", "completion"):
         assert call(name, written(rest, scratch)) == 0
     elif name == "import-timm":
         assert call(name, written(rest, scratch)) == 0
@@ -430,6 +432,7 @@ OTHERS: Final = {  # options of other programs: accelerate launch, sbatch, scanc
     *("--config_file", "--machine_rank", "--num_machines", "--num_processes", "--main_process_ip"),
     *("--main_process_port", "--quiet", "--signal", "--batch", "--requeue", "--nodes", "--gpus-per-node", "--time"),
     *("--array", "--gpus-per-task", "--logdir", "--distillation-alpha", "--help"),
+    *("--nproc-per-node", "--num_cpu_threads_per_process"),
     *("--mixed_precision", "--gradient_accumulation_steps", "--dynamo_backend", "--fsdp_offload_params"),
     "--fsdp_activation_checkpointing",
     *("--bce-loss", "--color-jitter", "--no-repeated-aug", "--repeated-aug", "--src", "--unscale-lr"),
