@@ -91,7 +91,10 @@ class Bench(RecipeVerb):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchLoader(Bench):
-    """Views/s of the loader alone, against webdataset with timm's transforms on the same tars."""
+    """Views/s of the loader alone, against webdataset with timm's transforms on the same tars.
+
+    Example: vitrail bench loader deit_small --data DIR
+    """
 
     def __call__(self, arguments: list[str]) -> int:
         """Print the speeds and their ratio."""
@@ -101,7 +104,10 @@ class BenchLoader(Bench):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchStep(Bench):
-    """Images/s of steps on one batch, with each setting of --compute and in both precisions."""
+    """Images/s of steps on one batch, with each setting of --compute and in both precisions.
+
+    Example: vitrail bench step deit_tiny
+    """
 
     def __call__(self, arguments: list[str]) -> int:
         """Print the speeds and their ratios."""
@@ -110,7 +116,10 @@ class BenchStep(Bench):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchRecipe(Bench):
-    """Images/s of the training loop from shards: against a bare loop (bf16), and against timm's training (fp32)."""
+    """Images/s of the training loop from shards: against a bare loop (bf16), and against timm's training (fp32).
+
+    Example: vitrail bench recipe deit_tiny --data DIR
+    """
 
     loader_cores: int = 0  # cores that loader workers have for themselves, as beside a GPU; 0: all share all
 

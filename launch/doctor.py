@@ -47,6 +47,8 @@ class Doctor(RecipeVerb):
 
     Under a launcher (accelerate launch -m launch.cli doctor ...) the all-reduce is over its processes, on all nodes.
     Takes the recipe's own fields too: --data, --output, --data.workers, ...
+
+    Example: vitrail doctor deit_small --data DIR --output OUT
     """
 
     def __call__(self, arguments: list[str]) -> int:

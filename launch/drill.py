@@ -45,6 +45,8 @@ class MakeDrill(RecipeVerb):
     """Break a minute of your own run with signals, kills, a torn file, a full disk and a vanished shard.
 
     Takes the recipe's own fields too: --data, --batch, ...; without --data the images are made up. Says what survived.
+
+    Example: vitrail drill deit_small --data DIR
     """
 
     config: str = ""  # of launch/configs; empty: cpu, or ddp_8gpu where there is a GPU

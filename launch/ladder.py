@@ -44,6 +44,8 @@ class Ladder(RecipeVerb):
     """Fine-tune with several strategies on one data set: accuracy against trained parameters and seconds.
 
     Takes the recipe's own fields too: --data, --output, --model.weights, --epochs, ...
+
+    Example: vitrail ladder partial_k_cifar10 --data DIR --output OUT --rungs linear full
     """
 
     rungs: tuple[str, ...] = RUNGS  # values of --finetune.strategy

@@ -40,7 +40,10 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class ListModels(Verb):
-    """List the models that can be trained: timm's, torchvision's and ours, with parameters, input and head."""
+    """List the models that can be trained: timm's, torchvision's and ours, with parameters, input and head.
+
+    Example: vitrail models deit_small
+    """
 
     pattern: tyro.conf.Positional[str] = ""
     """Part of a name, or a pattern with * and ?. Without it all are listed, and none is built to count parameters"""

@@ -30,6 +30,8 @@ class ShowOrder(RecipeVerb):
     """Print the views of a global batch: virtual rank, slot, sample key, copy.
 
     Takes the recipe's own fields too: --data, --seed, --batch, ...
+
+    Example: vitrail order deit_small --data DIR --epoch 3 --step 100
     """
 
     epoch: int = 0  # from 0

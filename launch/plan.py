@@ -31,6 +31,8 @@ class MakePlan(RecipeVerb):
     """Work out a run on a cluster: hosting, steps, bytes, memory, hours, cost.
 
     Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
+
+    Example: vitrail plan deit_base --nodes 2 --gpus-per-node 8 --images-per-second 180
     """
 
     nodes: int = 1  # of the cluster

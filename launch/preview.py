@@ -24,6 +24,8 @@ class Preview(RecipeVerb):
     """Draw images as the model sees them, original beside views.
 
     Takes the recipe's own fields too: --data, --augment.erase, --mix.prob, ...
+
+    Example: vitrail preview deit_small --data DIR --output views.png
     """
 
     output: Path  # picture to write: a .png, if no other ending is given

@@ -15,7 +15,7 @@ from typing import Final
 
 from torch import Tensor
 
-from launch.recipes import load_recipe
+from launch.recipe_files import load_recipe
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
 from pipeline.config import Recipe

@@ -33,7 +33,10 @@ VIRTUAL_RANKS: Final = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Build(Verb, Allowed):
-    """Build shards from images: OUT/<split>/*.tar, the index, and OUT/dataset.json."""
+    """Build shards from images: OUT/<split>/*.tar, the index, and OUT/dataset.json.
+
+    Example: vitrail shards build PHOTOS OUT --holdout 0.1
+    """
 
     source: tyro.conf.Positional[str]
     """Folder of class folders (train/, val/, test/ above them or not), a zip of one, `digits`, `torchvision:NAME`"""
@@ -95,7 +98,10 @@ class Build(Verb, Allowed):
 
 @dataclass(frozen=True, kw_only=True)
 class MakeIndex(Verb):
-    """Index tars made elsewhere, as they are: beside those of a folder, in the cache for those behind URLs."""
+    """Index tars made elsewhere, as they are: beside those of a folder, in the cache for those behind URLs.
+
+    Example: vitrail shards index DIR
+    """
 
     source: tyro.conf.Positional[str]
     """Folder of tars, with or without a folder for each split; a tar, a pattern, a list (.txt); here, or URLs"""
@@ -116,6 +122,8 @@ class Verify(Verb):
     Ends with 1 where something is wrong: bytes or labels that differ, tars missing or damaged, images that cannot be
     decoded, keys that occur twice in a split. Equal images, keys in two splits, unequal or empty classes and unusual
     images are told, and are no fault.
+
+    Example: vitrail shards verify DIR
     """
 
     source: tyro.conf.Positional[str]
@@ -137,7 +145,10 @@ class Verify(Verb):
 
 @dataclass(frozen=True, kw_only=True)
 class Show(Verb):
-    """Count and describe a data set."""
+    """Count and describe a data set.
+
+    Example: vitrail shards show DIR
+    """
 
     source: tyro.conf.Positional[str]
     """Whatever `--data` takes"""

@@ -12,7 +12,7 @@ from typing import Final
 
 import tyro
 
-from launch.recipes import recipe_file
+from launch.recipe_files import recipe_file
 from launch.verb import RecipeVerb, config_file, engine_named, resolved
 from pipeline.fields import flag
 from pipeline.hosting import Hosting
@@ -27,6 +27,8 @@ class Slurm(RecipeVerb):
     """Print the job script of a recipe, checked by `sbatch --test-only`, or submit it.
 
     Takes the recipe's own fields too: --data, --output, --epochs, ...
+
+    Example: vitrail slurm deit_small --nodes 2 --gpus-per-node 8 --data DIR --output OUT --submit
     """
 
     nodes: int = 1  # of the job

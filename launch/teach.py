@@ -15,6 +15,8 @@ class Teach(RecipeVerb):
 
     Takes the recipe's own fields too: --data, --distill.store, --distill.weights, --seed, --epochs, ...
     Stop it and start it as you like; what is there stays. As N jobs beside each other: --parts N --part 0, 1, ...
+
+    Example: vitrail teach deit_small_distilled --data DIR --distill.store STORE
     """
 
     part: int = 0  # which of the parts this is, from 0

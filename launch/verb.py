@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import tyro
 
-from launch.recipes import load_recipe
+from launch.recipe_files import load_recipe
 from pipeline.config import EngineName
 from pipeline.fields import flag
 from pipeline.request import Request, parse

@@ -55,6 +55,7 @@ def parse(recipe: Recipe, arguments: list[str], *, verb_flags: Sequence[str] = (
     BadRequest for arguments that no parser should show.
     """
     refuse_control_characters(arguments)
+    obey_no_color()
     request, unknown = tyro.cli(
         Request,
         default=Request(recipe=recipe),
@@ -65,6 +66,12 @@ def parse(recipe: Recipe, arguments: list[str], *, verb_flags: Sequence[str] = (
     )
     known = [*verb_flags, *OWN_FLAGS, *(f"--{flag(name)}" for name in FIELDS)]
     return replace(at_home(request), unknown=tuple(misspelt(unknown, known)))
+
+
+def obey_no_color() -> None:
+    """Keep tyro from colours where NO_COLOR is set (no-color.org), which it does not read itself."""
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False
 
 
 def at_home(value: Any) -> Any:

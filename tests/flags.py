@@ -9,13 +9,12 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
 import tyro
 
-from launch.cli import VERBS
+from launch.cli import VERBS, verb_named
 from pipeline.config import FIELDS
 from pipeline.fields import flag
 from pipeline.request import Request
@@ -56,7 +55,7 @@ def verb_flags() -> dict[str, list[Flag]]:
     """Return what each verb takes, by its words: `shards build`, `order`, ..."""
     found = {}
     for name in VERBS:
-        its = parser(import_module(f"launch.{name}").VERB, config=(tyro.conf.OmitSubcommandPrefixes,))
+        its = parser(verb_named(name), config=(tyro.conf.OmitSubcommandPrefixes,))
         for words, inner in with_subcommands(name, its):
             found[words] = list(flags_of(inner))
     return found

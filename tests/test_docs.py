@@ -12,7 +12,6 @@ import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -25,11 +24,12 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from safetensors.torch import save_file
 
-from launch.cli import VERBS, call
+from launch.cli import VERBS, call, verb_named
 from launch.drill import MakeDrill
 from launch.ladder import Ladder, on_rung
-from launch.recipes import load_recipe
+from launch.recipe_files import load_recipe
 from launch.slurm import Slurm
+from launch.timm_flags import spellings
 from launch.verb import config_file, engine_named
 from pipeline.config import FIELDS, LOCAL_DIR, Recipe
 from pipeline.fields import flag
@@ -173,7 +173,7 @@ def judge(request: Request, given: Sequence[str], need: Need, hosting: Hosting, 
 def parsed(module: str, arguments: Sequence[str]) -> tuple[Any, list[str]]:
     """Return a verb, and the arguments that are none of its own."""
     verb, others = tyro.cli(
-        import_module(f"launch.{module}").VERB,
+        verb_named(module),
         args=arguments,
         return_unknown_args=True,
         config=(tyro.conf.OmitSubcommandPrefixes,),
@@ -208,6 +208,20 @@ def shards(arguments: list[str], scratch: Path) -> None:
     assert call("shards", [*arguments, "--processes", "1"]) == 0
 
 
+def written(arguments: list[str], scratch: Path) -> list[str]:
+    """Return the arguments of a verb that writes a file of Python with that file, and an args.yaml, elsewhere."""
+    arguments = list(arguments)
+    for place, word in enumerate(arguments):
+        if word.endswith("args.yaml"):
+            arguments[place] = str(scratch / "args.yaml")
+            Path(arguments[place]).write_text("model: vit_small_patch16_224\nopt: adamw\n")
+    if "--output" in arguments:
+        arguments[arguments.index("--output") + 1] = str(scratch / "mine.py")
+    elif arguments and arguments[0] not in ("list", "bash", "zsh", "fish"):
+        arguments += ["--output", str(scratch / "mine.py")]
+    return arguments
+
+
 def done(name: str, arguments: list[str], scratch: Path) -> None:
     """Do a verb that looks at a recipe and its data, on data that is made."""
     verb, others = parsed(name, arguments)
@@ -234,7 +248,13 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
     elif name == "shards":
         shards(rest, scratch)
     elif name == "models":
-        assert call("models", rest) == 0
+        assert call(name, rest) == 0
+    elif name in ("recipes", "completion"):
+        assert call(name, written(rest, scratch)) == 0
+    elif name == "import-timm":
+        assert call(name, written(rest, scratch)) == 0
+        (made,) = scratch.glob("*.py")
+        load_recipe(str(made))
     elif name in ("order", "plan", "preview"):
         done(name, rest, scratch)
     else:
@@ -412,6 +432,7 @@ OTHERS: Final = {  # options of other programs: accelerate launch, sbatch, scanc
     *("--config_file", "--machine_rank", "--num_machines", "--num_processes", "--main_process_ip"),
     *("--main_process_port", "--quiet", "--signal", "--batch", "--requeue", "--nodes", "--gpus-per-node", "--time"),
     *("--array", "--gpus-per-task", "--logdir", "--distillation-alpha", "--help"),
+    *("--nproc-per-node", "--num_cpu_threads_per_process"),
     *("--mixed_precision", "--gradient_accumulation_steps", "--dynamo_backend", "--fsdp_offload_params"),
     "--fsdp_activation_checkpointing",
     *("--bce-loss", "--color-jitter", "--no-repeated-aug", "--repeated-aug", "--src", "--unscale-lr"),
@@ -422,7 +443,7 @@ def options_of_verbs() -> set[str]:
     """Return the flags that verbs have beside a recipe's."""
     found = set()
     for name in VERBS:
-        verb = import_module(f"launch.{name}").VERB
+        verb = verb_named(name)
         for kind in [getattr(part, "__origin__", part) for part in get_args(verb)] or [verb]:
             found |= {f"--{flag(item.name)}" for item in fields(kind)}
     return found
@@ -435,6 +456,8 @@ def test_every_option_that_a_page_names_is_one(page: Path) -> None:
         f"--{flag(name)}".replace(".", ".no-", 1) for name, field in FIELDS.items() if isinstance(field.default, bool)
     }
     known = {*(f"--{flag(name)}" for name in FIELDS), *groups, *off, *OWN_FLAGS, *options_of_verbs(), *OTHERS}
+    if page.name == "from-timm.md":
+        known |= {*spellings("deit"), *spellings("timm")}
     scripts = "\n".join(path.read_text() for path in (ROOT / "tests" / "bench").glob("*.py"))
     for option in re.findall(r"(?<![\w-])--[a-z][\w.-]*[a-z0-9]", page.read_text()):
         assert option in known or f'"{option}"' in scripts, f"{page.name}: {option}"

@@ -1,4 +1,7 @@
+import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from launch import cli
 from shards.dataset import Dataset, write_dataset
 from shards.errors import BadRequest
 from shards.index import Index, Shard, row_dtype, write_index
+from tests.flags import verb_flags
 from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, traces, train_here, vitrail, vitrail_process
 
 
@@ -217,21 +221,65 @@ def test_preview_refuses_what_is_no_picture_with_all_else_that_is_wrong(
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-@pytest.mark.dist
-def test_help_names_every_verb_and_every_verb_has_help() -> None:
-    shown = vitrail_process("--help").stdout
+def test_vitrail_alone_says_what_one_can_do_by_purpose_on_one_screen() -> None:
+    shown = vitrail().stdout
+    assert shown == vitrail("--help").stdout == vitrail("-h").stdout
+    assert len(shown.splitlines()) <= 40
+    assert max(map(len, shown.splitlines())) <= 100
+    for purpose, verbs in cli.PURPOSES.items():
+        group = shown.partition(f"{purpose}:\n")[2].splitlines()[: len(verbs)]
+        assert [line.split()[0] for line in group] == list(verbs)
     modules = {path.stem for path in Path(cli.__file__).parent.glob("*.py") if "\nVERB: Final" in path.read_text()}
-    assert set(cli.VERBS) == modules
-    for verb in cli.VERBS:
-        assert f"\n  {verb} " in shown
+    assert {name.replace("-", "_") for name in cli.VERBS} == modules
+
+
+def test_the_help_of_a_verb_fits_a_screen_with_an_example(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for words in verb_flags():
+        verb, *rest = words.split()
         with pytest.raises(SystemExit) as ended:
-            cli.call(verb, ["--help"])
+            cli.call(verb, [*rest, "--help"])
         assert ended.value.code == 0
+        shown = capsys.readouterr().out
+        assert len(shown.splitlines()) <= 48, words
+        assert f"Example: vitrail {words}" in " ".join(shown.split()) or words == "recipes", words
+        assert "\x1b" not in shown  # colours are for terminals
+
+
+def test_no_colour_where_it_is_not_wanted(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a terminal that says NO_COLOR, and of everything that is no terminal."""
+    program = "import sys; from launch.cli import call; sys.exit(call(sys.argv[1], sys.argv[2:]))"
+    for options, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        main, other = os.openpty()
+        environment = {**ENVIRONMENT, "TERM": "xterm-256color", **options}
+        environment.pop("NO_COLOR", None) if not options else None
+        command = [sys.executable, "-c", program, "shards", "show", "--help"]
+        subprocess.run(command, env=environment, stdout=other, check=True, timeout=120)
+        os.close(other)
+        shown = b""
+        with contextlib.suppress(OSError):  # the end, where nobody writes any more
+            while part := os.read(main, 65536):
+                shown += part
+        os.close(main)
+        assert (re.search(rb"\x1b\[[0-9;]*(3[0-9]|9[0-9])", shown) is not None) == coloured
+        assert b"vitrail shards" in shown or b"Count and describe" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_verbs_and_options(shell: str) -> None:
+    script = vitrail("completion", shell).stdout
+    assert all(name in script for name in cli.VERBS)
+    assert "--images-per-second" in script  # of plan
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)
 
 
 @pytest.mark.dist
 def test_a_misspelt_verb_names_the_nearest() -> None:
     assert "'pln' is no verb; did you mean plan?" in vitrail_process("pln", code=2).stderr
+    assert "'frobnicate' is no verb; `vitrail` alone lists them." in vitrail("frobnicate", code=2).stderr
 
 
 ONE = ("--gpus-per-node", "1")

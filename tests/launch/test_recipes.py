@@ -1,79 +1,65 @@
-"""Recipes by name or file: what is wrong with a file is said with its line."""
+"""`vitrail recipes` lists every recipe with what its file says, and copies one that runs."""
 
+import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from launch.recipes import load_recipe, recipe_file
-from recipes.deit_digits import RECIPE
-from shards.errors import BadRequest
-
-BASE = "from recipes.deit_digits import RECIPE as BASE\n"
+from launch.recipe_files import load_recipe, recipe_file, recipe_names
+from launch.recipes import expected
+from tests.running import vitrail
 
 
-def refusal(path: Path) -> str:
-    """Return why a file is refused."""
-    with pytest.raises(BadRequest) as caught:
-        load_recipe(str(path))
-    (problem,) = caught.value.problems
-    assert problem.field == "recipe"
-    return problem.sentence
+def test_every_recipe_is_listed_with_model_data_cost_and_accuracy() -> None:
+    found = {recipe["name"]: recipe for recipe in json.loads(vitrail("recipes", "list", "--json").stdout)}
+    assert sorted(found) == recipe_names()
+    small = found["deit_small"]
+    assert (small["model"], small["data"], small["epochs"]) == ("deit_small_patch16_224", "ImageNet-1k", 300)
+    assert small["views"] == 300 * 1251 * 1024
+    assert small["expected"] == "79.8 % top-1 (Table 3; 79.854 % for the released weights)"
+    assert found["deit_digits"]["data"] == "digits"
+    assert found["deit_small_384"]["expected"] == ""
+
+
+def test_a_list_is_a_table_of_a_line_a_recipe() -> None:
+    shown = vitrail("recipes").stdout
+    assert all(name in shown for name in recipe_names())
+    assert "accelerate launch -m recipes.NAME" in shown
+    few = vitrail("recipes", "list", "inat").stdout
+    assert "transfer_inat18" in few
+    assert "deit_small" not in few
+    assert "nothing_such: no recipe is called so" in vitrail("recipes", "list", "nothing_such", code=2).stderr
+
+
+def test_what_a_docstring_does_not_say_is_not_made_up(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text('"""Mine.\n\nExpect 0.39 top-1\nafter 5 epochs.  Not run here.\n"""\n')
+    assert expected(tmp_path / "mine.py") == "0.39 top-1 after 5 epochs"
+    (tmp_path / "bare.py").write_text("X = 1\n")
+    assert expected(tmp_path / "bare.py") == ""
+
+
+def test_a_copy_is_the_recipe_and_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "Run it: accelerate launch deit_small.py" in vitrail("recipes", "copy", "deit_small").stdout
+    assert Path("deit_small.py").read_bytes() == recipe_file("deit_small")[0].read_bytes()
+    assert load_recipe("./deit_small.py") == load_recipe("deit_small")
+    assert stat.S_IMODE(os.stat("deit_small.py").st_mode) & 0o200  # to be changed, wherever it came from
+    assert "deit_small.py is there already" in vitrail("recipes", "copy", "deit_small", code=2).stderr
+    vitrail("recipes", "copy", "deit_small", "--output", "with space/mine.py")
+    assert load_recipe("with space/mine.py").name == "deit_small"
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("arguments", "words"),
     [
-        ("X = 1\ndef (\n", "mine.py, line 2: SyntaxError: invalid syntax"),
-        ("\n\nimport nowhere\n", "mine.py, line 3: ModuleNotFoundError: No module named 'nowhere'"),
-        (f"{BASE}RECIPE = BASE.nothing\n", "mine.py, line 2: AttributeError: 'Recipe' object has no attribute"),
-        (f"{BASE}RECIPE = BASE._replace(seed=1)\n", "mine.py, line 2: AttributeError"),
-        ("import json\n\nRECIPE = json.loads('{')\n", "mine.py, line 3: JSONDecodeError"),
-        ("import sys\nsys.exit()\n", "mine.py, line 2: SystemExit"),
-        ("assert False\n", "mine.py, line 1: AssertionError"),
-        ("def f():\n    f()\nf()\n", "mine.py, line 2: RecursionError"),
-        ("", "mine.py: defines no RECIPE"),
-        (f"{BASE}recipe = BASE\n", "mine.py: defines no RECIPE"),
-        ("RECIPE = {'name': 'x'}\n", "mine.py: its RECIPE is of the type dict, not a `Recipe`"),
-        ("from pipeline.config import Recipe as RECIPE\n", "mine.py: its RECIPE is of the type type"),
+        (("deit_smal",), "deit_smal: no such recipe or file. Recipes: deit_small"),
+        (("deit_small", "--output", "mine.txt"), "a recipe is a file of Python; name a .py"),
     ],
 )
-def test_a_file_that_is_no_recipe_says_where(text: str, words: str, tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(text)
-    assert words in refusal(path)
-
-
-def test_what_is_no_file_of_python_is_refused(tmp_path: Path) -> None:
-    assert "is no file of Python" in refusal(tmp_path)
-    (tmp_path / "weights.pth").write_bytes(b"PK\x03\x04")
-    assert "is no file of Python" in refusal(tmp_path / "weights.pth")
-    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
-    assert "binary.py: SyntaxError" in refusal(tmp_path / "binary.py")
-    (tmp_path / "latin.py").write_bytes("# Größe\n".encode("latin-1"))
-    assert "latin.py" in refusal(tmp_path / "latin.py")
-
-
-def test_a_recipe_is_found_by_name_and_by_file(tmp_path: Path) -> None:
-    path = tmp_path / "a recipe.py"
-    path.write_text(f"{BASE}RECIPE = BASE\n")
-    assert recipe_file(str(path)) == (path, RECIPE)
-    assert recipe_file("deit_digits")[1] == RECIPE
-    assert recipe_file("deit_digits")[0].name == "deit_digits.py"
-
-
-def test_a_file_may_use_modules_beside_it_and_classes_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "shared_values.py").write_text("SEED = 7\n")
-    (tmp_path / "mine.py").write_text(
-        "from __future__ import annotations\n"
-        "from dataclasses import dataclass, replace\n"
-        f"{BASE}from shared_values import SEED\n"
-        "@dataclass\nclass Size:\n    side: int = 16\n"
-        "RECIPE = replace(BASE, seed=SEED)\n"
-    )
-    assert load_recipe(str(tmp_path / "mine.py")).seed == 7
-
-
-def test_a_file_named_as_a_package_hides_none(tmp_path: Path) -> None:
-    for name in ("pipeline", "torch", "json"):
-        (tmp_path / f"{name}.py").write_text(f"import json\nfrom pipeline.config import Recipe\n{BASE}RECIPE = BASE\n")
-        assert load_recipe(str(tmp_path / f"{name}.py")) == RECIPE
+def test_a_copy_that_cannot_be_is_refused(arguments: tuple[str, ...], words: str, tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert words in vitrail("recipes", "copy", *arguments, code=2).stderr
+    assert not list(tmp_path.iterdir())

@@ -139,6 +139,9 @@ RECIPE = str(SCRIPT)
 CALLS: dict[str, list[tuple[str, ...]]] = {
     "shards": [("verify", "{data}"), ("show", "{data}"), ("show", "{data}", "--json")],
     "models": [("resnet20_cifar",)],
+    "recipes": [("list", "digits"), ("copy", RECIPE, "--output", "{tmp}/copy.py")],
+    "import-timm": [("main.py --data-path '{data}'", "--output", "{tmp}/mine.py")],
+    "completion": [("bash",)],
     "order": [(RECIPE, *DATA, "--json")],
     "preview": [(RECIPE, *DATA, "--output", "{tmp}/views.png")],
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
