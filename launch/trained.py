@@ -1,0 +1,157 @@
+"""Trained models by name: the folder of a run or of an exported model, or a model of timm or torchvision."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+import timm
+import tyro
+from timm.data import ImageNetInfo, infer_imagenet_subset
+
+from launch.verb import RecipeVerb, flags
+from pipeline import checkpoint
+from pipeline.config import Compute, Finetune, Model, Recipe
+from pipeline.folder import Beginning, RunFolder
+from pipeline.model import torchvision_nets
+from pipeline.model.build import unknown_model
+from pipeline.model.hub import evaluating, read_config, recipe_of_config
+from pipeline.request import Request, parse
+from shards.errors import BadRequest, DamagedFile, Problem
+from shards.files import read_json
+
+Weights = Literal["raw", "ema"]
+TORCHVISION_CROP: Final = 0.875  # of its first weights; of others: --eval.crop-ratio
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model: a recipe that builds it with its weights, and what is known of it."""
+
+    recipe: Recipe
+    weights: str  # which, in words
+    classes: tuple[str, ...] = ()  # names, in the order of their numbers; empty where nothing says them
+    descriptions: Mapping[str, str] = field(default_factory=dict)  # of classes, by name, where names are codes
+    run: RunFolder | None = None  # where it was trained
+
+    def named(self, number: int) -> str:
+        """Return the name of a class, its number where it has none."""
+        return self.classes[number] if number < len(self.classes) else str(number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedVerb(RecipeVerb):
+    """A verb that works on a trained model, and takes the fields of its recipe beside its options."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN|MODEL")]
+    """Folder of a run or of an exported model; or a model of timm or torchvision, published or with --model.weights"""
+    weights: Weights = "raw"  # of a run: its weights, or their moving average (EMA)
+
+    def asked(self, arguments: list[str]) -> tuple[Trained, Request]:
+        """Return the trained model, and what the arguments ask for of its recipe.  Raises BadRequest."""
+        trained = trained_model(self.recipe, self.weights)
+        request = parse(trained.recipe, arguments, verb_flags=flags(self))
+        model = request.recipe.model
+        if not (model.weights or model.pretrained):
+            raise BadRequest(
+                [
+                    *request.unknown,
+                    Problem(
+                        "model.weights",
+                        f"--model.weights is missing: no weights are published for {model.name}. Name a file.",
+                    ),
+                ]
+            )
+        if model.weights != trained.recipe.model.weights:  # whose classes nothing tells, of a library's model
+            classes = trained.classes if trained.run else ()
+            trained = replace(trained, weights=model.weights, classes=classes, descriptions={})
+        return replace(trained, recipe=request.recipe), request
+
+
+def trained_model(name: str, weights: Weights) -> Trained:
+    """Return the trained model that is named so.  Raises BadRequest where there is none."""
+    path = Path(name)
+    if not path.is_dir():
+        return of_library(name)
+    folder = RunFolder(path)
+    if folder.recipe.exists():
+        return of_run(folder, weights)
+    if not folder.timm_config.exists():
+        raise BadRequest.of("recipe", f"{name}: neither the folder of a run nor that of an exported model.")
+    config = read_config(folder.timm_config)
+    recipe = with_weights(recipe_of_config(config, folder.timm_config), folder.weights)
+    return Trained(recipe, "as exported", tuple(config.get("label_names", ())))
+
+
+def of_run(folder: RunFolder, weights: Weights) -> Trained:
+    """Return what a run trained: the weights of its end, or of its newest checkpoint.
+
+    Raises BadRequest where it has none, or was begun by a version with another kind of recipe.
+    """
+    try:
+        recipe = msgspec.convert(read_json(folder.recipe, Beginning)["recipe"], Recipe)
+    except (DamagedFile, msgspec.ValidationError) as error:
+        raise BadRequest.of(
+            "recipe", f"{folder.recipe}: no recipe of this version of Vitrail ({error}). Take the version that it names."
+        ) from error
+    file = {"raw": folder.weights, "ema": folder.ema_weights}[weights]
+    said, classes = f"{weights} weights", tuple[str, ...]()
+    if folder.timm_config.exists():
+        classes = tuple(read_config(folder.timm_config).get("label_names", ()))
+    elif saved := checkpoint.checkpoints(folder.checkpoints):
+        file = saved[0] / {"raw": checkpoint.MODEL, "ema": "ema.safetensors"}[weights]
+        said += f" of step {checkpoint.step_of(saved[0])}, which is not the last"
+        if recipe.finetune.head_norm:
+            raise BadRequest.of("recipe", f"{folder}: its head is normalised, which is undone at the end of the run.")
+    if not file.exists():
+        what = "keeps no moving average" if weights == "ema" and folder.weights.exists() else "has no weights yet"
+        raise BadRequest.of("weights", f"{folder}: this run {what} ({file} is missing).")
+    return Trained(with_weights(recipe, file), said, classes, run=folder)
+
+
+def with_weights(recipe: Recipe, file: Path) -> Recipe:
+    """Return a recipe that builds a model with the weights of a file, with nothing of how it was trained."""
+    return replace(
+        recipe,
+        model=replace(recipe.model, weights=str(file), pretrained=False, new_head=False, dropout=0.0, drop_path=0.0),
+        data=replace(recipe.data, subset=0),
+        finetune=Finetune(),
+        compute=Compute(),
+        micro_batch=0,
+    )
+
+
+def of_library(name: str) -> Trained:
+    """Return a published model.  Raises BadRequest where no library knows it."""
+    if unknown := list(unknown_model("recipe", name)):
+        near = unknown[0].sentence.removeprefix(f"--recipe {name!r} is not known").strip("; .")
+        raise BadRequest.of(
+            "recipe", f"{name}: no folder of a run, and no model of timm or torchvision" + (f"; {near}." if near else ".")
+        )
+    if name.startswith(torchvision_nets.PREFIX):
+        by = torchvision_nets.published(name)
+        model = Model(name=name, img_size=by.size, mean=by.mean, std=by.std, pretrained=True)
+        return Trained(
+            evaluating(model, by.classes, TORCHVISION_CROP), "published by torchvision", *imagenet_classes(by.classes)
+        )
+    config: Any = timm.get_pretrained_cfg(name)
+    model = Model(
+        name=name,
+        img_size=config.input_size[-1],
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        pretrained=bool(config.has_weights),
+    )
+    classes, descriptions = config.label_names, config.label_descriptions
+    known = (tuple(classes), descriptions or {}) if classes else imagenet_classes(config.num_classes)
+    return Trained(evaluating(model, config.num_classes, config.crop_pct), "published by timm", *known)
+
+
+def imagenet_classes(count: int) -> tuple[tuple[str, ...], Mapping[str, str]]:
+    """Return names and descriptions of the classes of ImageNet or a part of it, as timm tells it by their number."""
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is None:
+        return (), {}
+    info = ImageNetInfo(subset)
+    return tuple(info.label_names()), info.label_descriptions(as_dict=True)
