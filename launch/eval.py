@@ -1,4 +1,4 @@
-"""`vitrail eval`: how good a trained model is on a split, every sample of it counted once, on any number of processes."""
+"""`vitrail eval`: how good a trained model is on a split, every sample of it counted once, on any hosting."""
 
 import csv
 import io
@@ -114,7 +114,8 @@ def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64]
     if len(data) != count:
         strange = next((name for name in data if name not in known), "")
         raise BadRequest.of(
-            "data", f"the data has {len(data)} classes and the model knows {count}, none of which is called {strange!r}."
+            "data",
+            f"the data has {len(data)} classes and the model knows {count}, none of which is called {strange!r}.",
         )
     first = f"{data[0]!r} in the data, {trained.classes[0]!r} to the model" if known else ""
     note = f"Classes are taken in their order; the first is called {first}." if known else ""
@@ -185,22 +186,16 @@ def show(said: dict[str, Any], found: Measures, trained: Trained) -> None:
     for column in ("class", "samples", "top-1", "precision", "F1"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for number, of in worst:
-        row = (named(trained, number), of.samples, f"{of.top1:.1%}", f"{of.precision:.1%}", f"{of.f1:.3f}")
+        row = (trained.described(number), of.samples, f"{of.top1:.1%}", f"{of.precision:.1%}", f"{of.f1:.3f}")
         table.add_row(*map(plain, row))
     confused = Table(title="most often confused")
     for column in ("class", "taken for", "samples"):
         confused.add_column(column, justify="right" if column == "samples" else "left")
     for one in found.confusions[:SHOWN]:
-        confused.add_row(*map(plain, (named(trained, one.label), named(trained, one.answer), one.samples)))
+        confused.add_row(*map(plain, (trained.described(one.label), trained.described(one.answer), one.samples)))
     Console().print(table)
     if found.confusions:
         Console().print(confused)
-
-
-def named(trained: Trained, number: int) -> str:
-    """Return a class for people: its name, and what that stands for."""
-    name = trained.named(number)
-    return f"{name} {trained.descriptions[name]}" if name in trained.descriptions else name
 
 
 def write_answers(path: Path, answers: Answers, index: Index, trained: Trained) -> None:
@@ -210,8 +205,8 @@ def write_answers(path: Path, answers: Answers, index: Index, trained: Trained) 
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["key", "class", "loss", *places])
-    for sample, label, loss, classes, probabilities in zip(*(part.tolist() for part in (
-        answers.samples, answers.labels, answers.losses, answers.classes, answers.probabilities)), strict=True):  # fmt: skip
+    columns = (answers.samples, answers.labels, answers.losses, answers.classes, answers.probabilities)
+    for sample, label, loss, classes, probabilities in zip(*(column.tolist() for column in columns), strict=True):
         pairs = zip(map(trained.named, classes), probabilities, strict=True)
         writer.writerow([index.key(sample), trained.named(label), loss, *(value for pair in pairs for value in pair)])
     with atomic_write(path) as file:

@@ -39,6 +39,11 @@ class Trained:
         """Return the name of a class, its number where it has none."""
         return self.classes[number] if number < len(self.classes) else str(number)
 
+    def described(self, number: int) -> str:
+        """Return a class for people: its name, and what that stands for."""
+        name = self.named(number)
+        return f"{name} {self.descriptions[name]}" if name in self.descriptions else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedVerb(RecipeVerb):
@@ -93,7 +98,8 @@ def of_run(folder: RunFolder, weights: Weights) -> Trained:
         recipe = msgspec.convert(read_json(folder.recipe, Beginning)["recipe"], Recipe)
     except (DamagedFile, msgspec.ValidationError) as error:
         raise BadRequest.of(
-            "recipe", f"{folder.recipe}: no recipe of this version of Vitrail ({error}). Take the version that it names."
+            "recipe",
+            f"{folder.recipe}: no recipe of this version of Vitrail ({error}). Take the version that it names.",
         ) from error
     file = {"raw": folder.weights, "ema": folder.ema_weights}[weights]
     said, classes = f"{weights} weights", tuple[str, ...]()
@@ -127,7 +133,8 @@ def of_library(name: str) -> Trained:
     if unknown := list(unknown_model("recipe", name)):
         near = unknown[0].sentence.removeprefix(f"--recipe {name!r} is not known").strip("; .")
         raise BadRequest.of(
-            "recipe", f"{name}: no folder of a run, and no model of timm or torchvision" + (f"; {near}." if near else ".")
+            "recipe",
+            f"{name}: no folder of a run, and no model of timm or torchvision" + (f"; {near}." if near else "."),
         )
     if name.startswith(torchvision_nets.PREFIX):
         by = torchvision_nets.published(name)
