@@ -5,8 +5,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from launch.trained import Trained, TrainedVerb
+from launch.trained import Trained, TrainedVerb, numbers_of, with_names
 from launch.verb import Json, resolved
 from pipeline.data.batch import Unusable
 from pipeline.hosting import build_accelerator
@@ -98,36 +97,6 @@ def chosen_split(dataset: Dataset, name: str) -> Index:
         what = f"no split {name!r}" if name else "no split `val` or `test`"
         raise BadRequest.of("split", f"{dataset.named}: {what}; it has {', '.join(splits)}. Name one: --split NAME")
     return splits[chosen]
-
-
-def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64], str]:
-    """Return what a model calls the classes of data, by number, and a sentence where that is worth one.
-
-    They go by name: the model's own names, or its numbers, as the folders of ImageNet-V2 are called. So a part of the
-    classes can be evaluated. Else they are taken in their order. Raises BadRequest where their numbers differ.
-    """
-    count, known = trained.recipe.data.classes, {name: number for number, name in enumerate(trained.classes)}
-    if all(name in known for name in data):
-        return np.array([known[name] for name in data], np.int64), ""
-    if all(re.fullmatch("[0-9]{1,9}", name) for name in data) and max(map(int, data)) < count:
-        return np.array([int(name) for name in data], np.int64), ""
-    if len(data) != count:
-        strange = next((name for name in data if name not in known), "")
-        raise BadRequest.of(
-            "data",
-            f"the data has {len(data)} classes and the model knows {count}, none of which is called {strange!r}.",
-        )
-    first = f"{data[0]!r} in the data, {trained.classes[0]!r} to the model" if known else ""
-    note = f"Classes are taken in their order; the first is called {first}." if known else ""
-    return np.arange(count), note
-
-
-def with_names(trained: Trained, data: Sequence[str], numbers: NDArray[np.int64]) -> Trained:
-    """Return a model, of whose classes nothing says the names, with those that the data has for them."""
-    names = [str(number) for number in range(trained.recipe.data.classes)]
-    for name, number in zip(data, numbers.tolist(), strict=True):
-        names[number] = name
-    return replace(trained, classes=tuple(names))
 
 
 def evaluated(job: Job, index: Index, numbers: NDArray[np.int64]) -> tuple[Answers, list[Unusable]]:

@@ -1,13 +1,16 @@
 """Trained models by name: the folder of a run or of an exported model, or a model of timm or torchvision."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
+import numpy as np
 import timm
 import tyro
+from numpy.typing import NDArray
 from timm.data import ImageNetInfo, infer_imagenet_subset
 
 from launch.verb import RecipeVerb, flags
@@ -162,3 +165,33 @@ def imagenet_classes(count: int) -> tuple[tuple[str, ...], Mapping[str, str]]:
         return (), {}
     info = ImageNetInfo(subset)
     return tuple(info.label_names()), info.label_descriptions(as_dict=True)
+
+
+def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64], str]:
+    """Return what a model calls the classes of data, by number, and a sentence where that is worth one.
+
+    They go by name: the model's own names, or its numbers, as the folders of ImageNet-V2 are called. So a part of the
+    classes can be evaluated. Else they are taken in their order. Raises BadRequest where their numbers differ.
+    """
+    count, known = trained.recipe.data.classes, {name: number for number, name in enumerate(trained.classes)}
+    if all(name in known for name in data):
+        return np.array([known[name] for name in data], np.int64), ""
+    if all(re.fullmatch("[0-9]{1,9}", name) for name in data) and max(map(int, data)) < count:
+        return np.array([int(name) for name in data], np.int64), ""
+    if len(data) != count:
+        strange = next((name for name in data if name not in known), "")
+        raise BadRequest.of(
+            "data",
+            f"the data has {len(data)} classes and the model knows {count}, none of which is called {strange!r}.",
+        )
+    first = f"{data[0]!r} in the data, {trained.classes[0]!r} to the model" if known else ""
+    note = f"Classes are taken in their order; the first is called {first}." if known else ""
+    return np.arange(count), note
+
+
+def with_names(trained: Trained, data: Sequence[str], numbers: NDArray[np.int64]) -> Trained:
+    """Return a model, of whose classes nothing says the names, with those that the data has for them."""
+    names = [str(number) for number in range(trained.recipe.data.classes)]
+    for name, number in zip(data, numbers.tolist(), strict=True):
+        names[number] = name
+    return replace(trained, classes=tuple(names))
