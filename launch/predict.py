@@ -72,7 +72,7 @@ class Predict(TrainedVerb):
         trained, request = self.asked(arguments)
         asked = list(asked_for(self.images))
         job = resolved(request, PREDICTING, found=self._problems(asked))
-        lines = self.json or not sys.stdout.isatty()
+        lines = self.json or not is_for_people()
         table = new_table()
         failed, began = 0, time.perf_counter()
         for name, answers in predictions(job, asked, self.top):
@@ -102,6 +102,11 @@ class Predict(TrainedVerb):
 
 
 VERB: Final = Predict
+
+
+def is_for_people() -> bool:
+    """Return whether what is printed is read by people, on a terminal."""
+    return sys.stdout.isatty()
 
 
 def asked_for(names: Sequence[str]) -> Iterator[Asked]:

@@ -164,7 +164,7 @@ def imagenet_classes(count: int) -> tuple[tuple[str, ...], Mapping[str, str]]:
     if subset is None:
         return (), {}
     info = ImageNetInfo(subset)
-    return tuple(info.label_names()), info.label_descriptions(as_dict=True)
+    return tuple(info.label_names()), dict(info.label_descriptions(as_dict=True))
 
 
 def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64], str]:

@@ -132,7 +132,7 @@ def measured(answers: Answers, classes: int) -> Measures:
     calibration = binary_calibration_error(answers.probabilities[:, 0].float(), right.long(), n_bins=BINS)
     counts = torch.bincount(labels, minlength=classes)
     pairs, times = torch.unique(torch.stack([labels, first])[:, ~right], dim=1, return_counts=True)
-    confused = [Confusion(*pair, many) for pair, many in zip(pairs.T.tolist(), times.tolist(), strict=True)]
+    confused = map(Confusion, *pairs.tolist(), times.tolist())
     return Measures(
         samples=len(labels),
         top1=right.double().mean().item(),

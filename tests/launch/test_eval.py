@@ -74,7 +74,7 @@ def test_any_split_size_crop_and_precision_can_be_asked_for(trained: Path, datas
 
 def test_every_answer_is_written(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
     found = evaluated(trained, "--data", dataset.folder, "--csv", tmp_path / "answers.csv")
-    rows = list(csv.DictReader((tmp_path / "answers.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "answers.csv").read_text().splitlines()))
     index = dataset.splits["test"]
     assert [row["key"] for row in rows] == [index.key(sample) for sample in range(21)]
     assert sum(row["class"] == row["answer_1"] for row in rows) / 21 == found["top1"]
