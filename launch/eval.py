@@ -54,6 +54,12 @@ class Evaluate(TrainedVerb):
         job = resolved(request, EVALUATING, found=self._problems())
         assert job.dataset
         index = chosen_split(job.dataset, self.split)
+        if (self.csv or self.real) and index.known is None:
+            raise BadRequest.of(
+                "data",
+                f"--data {job.data}: the keys of its samples, which --csv and --real go by, are known once its tars "
+                f"are indexed (docs/data.md).",
+            )
         numbers, note = numbers_of(job.dataset.classes, trained)
         trained = trained if trained.classes else with_names(trained, job.dataset.classes, numbers)
         real = read_real(self.real, index) if self.real else None
@@ -103,15 +109,14 @@ def evaluated(job: Job, index: Index, numbers: NDArray[np.int64]) -> tuple[Answe
     """Return the answers of a job's model for a split, on all processes, and the samples that cannot be used."""
     recipe = job.recipe
     accelerator = build_accelerator(job.hosting, recipe.compute)
-    try:
-        job = share_fingerprints(job)
-        net = build_student(recipe).to(accelerator.device).eval()
-        loader = evaluation_loader(job, index, accelerator)
-        # the main process has as many parts as any other, or one more
-        batches = progress(loader, len(loader), "evaluating") if job.hosting.main else loader
-        return answers_of(net, recipe, batches, len(index), accelerator, numbers)
-    finally:
-        accelerator.end_training()
+    job = share_fingerprints(job)
+    net = build_student(recipe).to(accelerator.device).eval()
+    loader = evaluation_loader(job, index, accelerator)
+    # the main process has as many parts as any other, or one more
+    batches = progress(loader, len(loader), "evaluating") if job.hosting.main else loader
+    found = answers_of(net, recipe, batches, len(index), accelerator, numbers)
+    accelerator.end_training()
+    return found
 
 
 def said_of(job: Job, trained: Trained, index: Index, found: Measures) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from launch.card import model_card
-from launch.trained import Trained, TrainedVerb, numbers_of, with_names
+from launch.trained import Trained, TrainedVerb, numbers_of, refuse_many, with_names
 from launch.verb import resolved
 from pipeline.config import Recipe
 from pipeline.data.batch import EvaluationBatches
@@ -37,6 +37,7 @@ from shards.files import atomic_write, read_json_lines, write_json
 
 Format = Literal["timm", "onnx", "torch"]
 FILES: Final[Mapping[Format, str]] = {"timm": "model.safetensors", "onnx": "model.onnx", "torch": "model.pt2"}
+PART: Final = "part-"  # before the name of a file that is being written
 BESIDE: Final = ("config.json", "README.md", "model.onnx.data")
 COMPARED: Final = 8  # images
 TOLERANCE: Final = 1e-3  # of the largest logit: other kernels round otherwise
@@ -72,6 +73,7 @@ class Export(TrainedVerb):
         trained, request = self.asked(arguments)
         request = replace(request, data=request.data or data_of(trained))
         job = resolved(request, EVALUATING, found=self._problems(trained))
+        refuse_many(job, "export")
         assert job.dataset
         numbers, _ = numbers_of(job.dataset.classes, trained)
         trained = trained if trained.classes else with_names(trained, job.dataset.classes, numbers)
@@ -140,7 +142,7 @@ def folder_problems(folder: Path) -> list[Problem]:
     """Return what is wrong with a folder to export to: what lies in it and is no export's."""
     if folder.exists() and not folder.is_dir():
         return [Problem("output", f"--output {folder}: a file; name a folder.")]
-    ours = {*FILES.values(), *BESIDE}
+    ours = {*FILES.values(), *BESIDE, *(f"{PART}{file}" for file in FILES.values())}
     if folder.is_dir() and (strange := sorted(path.name for path in folder.iterdir() if path.name not in ours)):
         return [
             Problem("output", f"--output {folder}: holds what no export wrote ({strange[0]}); name another folder.")
@@ -221,7 +223,7 @@ def example(config: dict[str, Any]) -> Tensor:
 
 def written(file: Path, write: Callable[[Path], object]) -> None:
     """Have a file written beside its place and moved there, so that a kill leaves none that is half written."""
-    part = file.with_name(f"part-{file.name}")
+    part = file.with_name(f"{PART}{file.name}")
     try:
         write(part)
         os.replace(part, file)

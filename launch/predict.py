@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from launch.trained import Trained, TrainedVerb
+from launch.trained import Trained, TrainedVerb, refuse_many
 from launch.verb import Json, resolved
 from pipeline.config import Recipe
 from pipeline.data.augment import center
@@ -72,6 +72,7 @@ class Predict(TrainedVerb):
         trained, request = self.asked(arguments)
         asked = list(asked_for(self.images))
         job = resolved(request, PREDICTING, found=self._problems(asked))
+        refuse_many(job, "predict")
         lines = self.json or not is_for_people()
         table = new_table()
         failed, began = 0, time.perf_counter()

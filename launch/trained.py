@@ -17,6 +17,7 @@ from launch.verb import RecipeVerb, flags
 from pipeline import checkpoint
 from pipeline.config import Compute, Finetune, Model, Recipe
 from pipeline.folder import Beginning, RunFolder
+from pipeline.job import Job
 from pipeline.model import torchvision_nets
 from pipeline.model.build import unknown_model
 from pipeline.model.hub import evaluating, read_config, recipe_of_config
@@ -77,14 +78,22 @@ class TrainedVerb(RecipeVerb):
         return replace(trained, recipe=request.recipe), request
 
 
+def refuse_many(job: Job, verb: str) -> None:
+    """Raise BadRequest where a verb that works in one process was started in several."""
+    if job.hosting.processes > 1:
+        raise BadRequest.of("processes", f"vitrail {verb} works in one process: start it without a launcher.")
+
+
 def trained_model(name: str, weights: Weights) -> Trained:
     """Return the trained model that is named so.  Raises BadRequest where there is none."""
     path = Path(name)
-    if not path.is_dir():
-        return of_library(name)
     folder = RunFolder(path)
     if folder.recipe.exists():
         return of_run(folder, weights)
+    if weights == "ema":
+        raise BadRequest.of("weights", f"--weights ema is for the folder of a run, which {name} is not; leave it out.")
+    if not path.is_dir():
+        return of_library(name)
     if not folder.timm_config.exists():
         raise BadRequest.of("recipe", f"{name}: neither the folder of a run nor that of an exported model.")
     config = read_config(folder.timm_config)
@@ -179,10 +188,11 @@ def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64]
     if all(re.fullmatch("[0-9]{1,9}", name) for name in data) and max(map(int, data)) < count:
         return np.array([int(name) for name in data], np.int64), ""
     if len(data) != count:
-        strange = next((name for name in data if name not in known), "")
+        strange = next(name for name in data if name not in known)
         raise BadRequest.of(
             "data",
-            f"the data has {len(data)} classes and the model knows {count}, none of which is called {strange!r}.",
+            f"the data has {len(data)} classes, the model knows {count}, and none of them is called {strange!r}. Name "
+            f"data whose classes the model knows.",
         )
     first = f"{data[0]!r} in the data, {trained.classes[0]!r} to the model" if known else ""
     note = f"Classes are taken in their order; the first is called {first}." if known else ""

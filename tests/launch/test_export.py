@@ -163,7 +163,8 @@ def distilled(trained: Path, folder: Path, fusion: str) -> Path:
     second = {
         f"head_dist.{part}": torch.randn(raw[f"head.{part}"].shape, generator=generator) for part in ("weight", "bias")
     }
-    save_file(raw | second | {"dist_token": raw["cls_token"], "pos_embed": positions}, folder / "model.safetensors")
+    tensors = raw | second | {"dist_token": raw["cls_token"].clone(), "pos_embed": positions}
+    save_file(tensors, folder / "model.safetensors")
     return folder
 
 

@@ -110,6 +110,14 @@ def test_options_that_are_wrong_are_all_named(trained: Path, tmp_path: Path) -> 
     assert "--eval.batch is 0" in said
 
 
+def test_several_processes_are_refused(trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = {"WORLD_SIZE": 2, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    said = vitrail("predict", trained, photos, code=2).stderr
+    assert "works in one process: start it without a launcher" in said
+
+
 def test_a_run_that_was_moved_is_asked_the_same(trained: Path, photos: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "moved")
     assert predicted(tmp_path / "moved", photos) == predicted(trained, photos)
