@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -47,6 +47,8 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
     recipe = job.recipe
     model = recipe.model
     scores = last_scores(trained)
+    began = read_json(trained.run.recipe, Beginning) if trained.run else Beginning(recipe=asdict(job.recipe))
+    recipe_said, fingerprints = began["recipe"], began.get("fingerprints", job.fingerprints)
     head = ModelCardData(
         library_name=LIBRARIES[formats[0]],
         pipeline_tag="image-classification",
@@ -77,9 +79,9 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
         ),
         "## How to use it\n\n" + "\n\n".join(USES[form] for form in formats),
         "## Metrics\n\n" + metrics(scores),
-        "## Data\n\n" + table({"data": job.data, **{key: str(value) for key, value in job.fingerprints.items()}}),
-        f"## Recipe\n\n```json\n{json.dumps(flat_of(trained, job), indent=2)}\n```",
-        "## Provenance\n\n" + table(provenance(trained)),
+        "## Data\n\n" + table({"data": job.data, **{name: str(value) for name, value in fingerprints.items()}}),
+        f"## Recipe\n\n```json\n{json.dumps(recipe_said, indent=2)}\n```",
+        "## Provenance\n\n" + table(provenance(began)),
     ]
     return harmless("\n\n".join(parts) + "\n")
 
@@ -98,24 +100,17 @@ def metrics(scores: Sequence[MetricsLine]) -> str:
     return "\n".join(["| split | weights | top-1 | step |", "|---|---|---|---|", *rows])
 
 
-def flat_of(trained: Trained, job: Job) -> dict[str, Any]:
-    """Return the recipe that the run began with; of a model of a library, the one that evaluates it."""
-    return read_json(trained.run.recipe, Beginning)["recipe"] if trained.run else asdict(job.recipe)
-
-
-def provenance(trained: Trained) -> dict[str, str]:
-    """Return what made a run, and what exported it."""
-    here = {"exported by": ", ".join(f"{name} {number}" for name, number in versions().items())}
-    if commit := git_commit():
-        here["exported at commit"] = commit
-    if not trained.run:
+def provenance(began: Beginning) -> dict[str, str]:
+    """Return what made a run, where it says it, and what exported it."""
+    here = {"exported by": listed(versions()), "exported at commit": git_commit() or "none"}
+    if "versions" not in began:
         return here
-    began = read_json(trained.run.recipe, Beginning)
-    return {
-        "trained by": ", ".join(f"{name} {number}" for name, number in began.get("versions", {}).items()),
-        "trained at commit": str(began.get("git_commit")),
-        **here,
-    }
+    return {"trained by": listed(began["versions"]), "trained at commit": began.get("git_commit") or "none", **here}
+
+
+def listed(numbers: Mapping[str, str]) -> str:
+    """Return the versions of libraries in a line."""
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def table(rows: Mapping[str, str]) -> str:

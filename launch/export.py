@@ -286,8 +286,8 @@ def pushed(folder: Path, name: str) -> str:
     try:
         api.create_repo(name, exist_ok=True)
         found = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Vitrail")
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        said = " ".join(str(error).split())
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:  # the last one stands for what caused it
+        said = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise VitrailError(
             f"--push {name}: the hub did not take it ({said}). Log in with a token that may write: hf auth login. "
             f"{folder} is whole."

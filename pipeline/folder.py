@@ -30,6 +30,7 @@ class Beginning(TypedDict):
     """What is read of recipe.json again."""
 
     recipe: dict[str, Any]
+    fingerprints: NotRequired[dict[str, str | None]]
     versions: NotRequired[dict[str, str]]
     git_commit: NotRequired[str | None]
 
