@@ -53,7 +53,7 @@ class Exported(nn.Module):
         self.fusion = recipe.distill.fusion
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits, or the logarithms of the mean probabilities of two heads."""
+        """Return the logits, fused where there are two heads."""
         return fuse(heads(self.net, images), self.fusion)
 
 
@@ -178,7 +178,7 @@ def said_of_fusion(to: Format, recipe: Recipe) -> str:
     """Return how two heads are fused in what is written, in words; empty for one head."""
     if not has_two_heads(recipe):
         return ""
-    what = "the mean of the logits" if recipe.distill.fusion == "code" else "the logarithm of the mean of the softmaxes"
+    what = "the mean of the logits" if recipe.distill.fusion == "code" else "the logarithm of the sum of the softmaxes"
     return f"two heads, fused as in the run: {what}" if to != "timm" else f"two heads, fused by timm: {what}"
 
 

@@ -173,7 +173,8 @@ def imagenet_classes(count: int) -> tuple[tuple[str, ...], Mapping[str, str]]:
     if subset is None:
         return (), {}
     info = ImageNetInfo(subset)
-    return tuple(info.label_names()), dict(info.label_descriptions(as_dict=True))
+    names = tuple(info.label_names())
+    return names, {name: info.label_name_to_description(name) for name in names}
 
 
 def numbers_of(data: Sequence[str], trained: Trained) -> tuple[NDArray[np.int64], str]:
