@@ -32,6 +32,11 @@ PURPOSES: Final[Mapping[str, Mapping[str, str]]] = {
         "teach": "store a teacher's outputs for every view of a recipe, without training a student",
         "ladder": "fine-tune with several strategies: accuracy, trained parameters, seconds",
     },
+    "Use what is trained": {
+        "eval": "how good a trained model is on a split: accuracy, calibration, by class",
+        "predict": "what a trained model says of image files",
+        "export": "a trained model as timm, ONNX or torch.export have it, and to the hub",
+    },
     "Type less": {
         "completion": "what bash, zsh or fish needs to complete verbs and options",
     },

@@ -30,6 +30,9 @@ class Beginning(TypedDict):
     """What is read of recipe.json again."""
 
     recipe: dict[str, Any]
+    fingerprints: NotRequired[dict[str, str | None]]
+    versions: NotRequired[dict[str, str]]
+    git_commit: NotRequired[str | None]
 
 
 class Rehearsal(TypedDict):
@@ -74,6 +77,7 @@ class QuarantineLine(TypedDict):
 class SessionLine(TypedDict):
     """What is read of a line of sessions.jsonl again."""
 
+    data: NotRequired[str]
     from_step: int
     to_step: int | None
     ended: str | None

@@ -31,7 +31,7 @@ from pipeline.model.finetune import parameters_by_part, rate_scales
 from pipeline.model.start import Trained, normalised, said_of_input, trained_with
 from pipeline.model.weights_file import file_of
 from pipeline.request import Request
-from pipeline.rules import data_problems, hosting_problems, recipe_problems, split_problems
+from pipeline.rules import data_problems, hosting_problems, label_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
 from pipeline.update.schedule import Schedule
@@ -48,6 +48,7 @@ BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moment
 class Need(NamedTuple):
     """What must be there for what is asked for."""
 
+    train: bool = True  # a training split, in as many virtual ranks as there are processes, and what fits it
     model: bool = True  # that it can be built, and fits the data
     data: bool = False  # a data set
     tars: bool = True  # of the data set that is named, beside its indexes
@@ -65,6 +66,8 @@ MEASURING: Final = Need()  # speed, which does not depend on the weights that ar
 PLANNING: Final = Need(tars=False)  # computes nothing with the weights and images that are named
 LOOKING: Final = Need(model=False, data=True)  # at views
 ORDERING: Final = Need(model=False, data=True, tars=False)  # says which they are
+EVALUATING: Final = Need(train=False, data=True, start=True)  # a trained model on any split
+PREDICTING: Final = Need(train=False, start=True)  # with one, on images that belong to no data set
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +165,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     """
     found: list[Problem] = [*request.unknown]
     trained = trained_with(request.recipe.model)
-    model = normalised(request.recipe.model, trained, _saved_identity(request))
+    model = normalised(request.recipe.model, trained, _saved_identity(request) if need.train else {})
     recipe = replace(request.recipe, model=model)
     found += recipe_problems(recipe)
     if hosting is None:
@@ -171,7 +174,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         except BadRequest as error:
             found += error.problems
             hosting = Hosting()
-    found += hosting_problems(recipe, hosting.processes, hosting.engine)
+    if need.train:
+        found += hosting_problems(recipe, hosting.processes, hosting.engine)
     if request.max_steps < 0:
         found.append(Problem("max_steps", f"--max-steps is {request.max_steps}; it must not be negative."))
     job = Job(
@@ -189,17 +193,18 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     except BadRequest as error:
         found += error.problems
     if job.dataset:
-        found += split_problems(recipe, job.dataset)
+        found += label_problems(job.dataset)
+        found += split_problems(recipe, job.dataset) if need.train else []
     if need.model:
-        found += data_problems(recipe, job.dataset) if job.dataset else []
+        found += data_problems(recipe, job.dataset) if job.dataset and need.train else []
         try:
             job = replace(job, parameters=_parameters(job, found))
-            if job.parameters and need.start and not _goes_on(job):
+            if job.parameters and need.start and not (need.train and _goes_on(job)):
                 job = replace(job, start=_start(job, request.recipe.model, trained))
         except BadRequest as error:
             found += error.problems
         try:
-            job = replace(job, taught_by=_taught_by(job, need, found))
+            job = replace(job, taught_by=_taught_by(job, need, found) if need.train else "")
         except BadRequest as error:
             found += error.problems
     if need.output:
@@ -346,12 +351,20 @@ def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
         if model.weights:  # None for a file that is gone: a run that goes on does not need it
             start = unchanged_sha256(file) if (file := file_of(model.weights)).is_file() else None
     return {
-        DATA: job.index.fingerprint if job.dataset else None,
+        DATA: _data_fingerprint(job, need) if job.dataset else None,
         CLASSES: json_sha256(job.dataset.classes) if job.dataset else None,
         VIEWS: views_version(),
         TEACHER: teacher,
         START: start,
     }
+
+
+def _data_fingerprint(job: Job, need: Need) -> str:
+    """Return what tells the training split from others, or all splits where none is trained on."""
+    assert job.dataset
+    if need.train:
+        return job.index.fingerprint
+    return json_sha256({name: index.fingerprint for name, index in job.dataset.splits.items()})
 
 
 def _output_problems(job: Job) -> Iterator[Problem]:

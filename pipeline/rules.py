@@ -166,8 +166,8 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
         )
 
 
-def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
-    """Yield what is wrong with looking at a data set as a recipe does."""
+def label_problems(dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with the labels of a data set."""
     for index in dataset.splits.values():
         if index.known is None:  # each label is looked at when it arrives
             continue
@@ -176,6 +176,10 @@ def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             yield Problem(
                 "data", f"{index.dataset}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
             )
+
+
+def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
+    """Yield what is wrong with looking at the training split of a data set as a recipe does."""
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")
     elif (images := len(dataset.splits["train"])) < recipe.data.subset:

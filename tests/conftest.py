@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, PartialState
@@ -9,6 +10,7 @@ from accelerate.state import AcceleratorState, PartialState
 from pipeline.data.loader import STOP_SIGNALS
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
+from tests.running import train_here
 
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` would have it ignored, and all processes with it
 
@@ -18,6 +20,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """70 training and 21 test images of 24 px in 4 classes, in shards of 16."""
     folder = tmp_path_factory.mktemp("data") / "shards"
     return make_dataset(folder, classes=4, size=24, samples={"train": 70, "test": 21})
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps, with its moving average."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert train_here(dataset, folder, max_steps=2) == 0
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -120,3 +121,87 @@ def entry(folder: Path, file: Path) -> dict[str, Any]:
     if file.is_dir():
         return {"type": "directory", "oid": COMMIT, "size": 0, "path": name}
     return {"type": "file", "oid": COMMIT, "size": file.stat().st_size, "path": name}
+
+
+@dataclass
+class ModelsHub:
+    """Models that were uploaded, as folders OWNER/NAME below one.  A `closed` one takes nothing."""
+
+    folder: Path
+    closed: bool = False
+    url: str = ""
+    objects: dict[str, bytes] = field(default_factory=dict)  # of Git LFS, by hash
+
+
+@contextmanager
+def models_hub(folder: Path) -> Iterator[ModelsHub]:
+    """Take uploads of models into a folder while the block runs, as huggingface_hub makes them without hf_xet."""
+    served = ModelsHub(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_PUT(self) -> None:
+            served.objects[self.path.rpartition("/")[2]] = self.body()
+            self.send(200, {})
+
+        def do_GET(self) -> None:
+            self.send(200, {"id": self.path, "sha": COMMIT, "siblings": [], "tags": [], "private": False})
+
+        def do_POST(self) -> None:
+            path, body = urlsplit(self.path).path, self.body()
+            if served.closed or not self.headers.get("Authorization"):
+                self.send(403, {"error": "you may not write here"})
+            elif path == "/api/repos/create":
+                said = json.loads(body)
+                self.send(200, {"url": f"{served.url}/{said['organization']}/{said['name']}"})
+            elif path == "/api/validate-yaml":
+                self.send(200, {"warnings": [], "errors": []})
+            elif "/preupload/" in path:
+                self.send(200, {"files": [
+                    {"path": file["path"], "shouldIgnore": False,
+                     "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular"}
+                    for file in json.loads(body)["files"]
+                ]})  # fmt: skip
+            elif path.endswith("/objects/batch"):
+                self.send(200, {"transfer": "basic", "objects": [
+                    {**one, "actions": {"upload": {"href": f"{served.url}/objects/{one['oid']}", "header": {}}}}
+                    for one in json.loads(body)["objects"]
+                ]})  # fmt: skip
+            else:
+                name = re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path)
+                assert name, path
+                self.commit(served.folder / name[1], body)
+                self.send(200, {"commitUrl": f"{served.url}/{name[1]}/commit/{COMMIT}", "commitOid": COMMIT})
+
+        def commit(self, model: Path, body: bytes) -> None:
+            model.mkdir(parents=True, exist_ok=True)
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    (model / value["path"]).write_bytes(b64decode(value["content"]))
+                elif line["key"] == "lfsFile":
+                    (model / value["path"]).write_bytes(served.objects[value["oid"]])
+
+        def body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def send(self, status: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        http.daemon_threads = True
+        served.url = f"http://127.0.0.1:{http.server_port}"
+        threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        try:
+            yield served
+        finally:
+            http.shutdown()

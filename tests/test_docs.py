@@ -11,7 +11,7 @@ import re
 import shlex
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -34,17 +34,20 @@ from launch.verb import config_file, engine_named
 from pipeline.config import FIELDS, LOCAL_DIR, Recipe
 from pipeline.fields import flag
 from pipeline.hosting import Hosting, engine_of_config
-from pipeline.job import FILLING, REHEARSAL, Need, resolve
+from pipeline.job import FILLING, PREDICTING, REHEARSAL, Need, resolve
 from pipeline.model.build import build_model
+from pipeline.model.hub import timm_config
 from pipeline.request import OWN_FLAGS, RENAMED, Request, parse
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import write_dataset
 from shards.errors import BadRequest
+from shards.files import write_json
 from shards.index import write_index
 from shards.members import Shard, row_dtype
 from shards.synthetic import make_dataset
 from tests.bench.claims import TABLES, Row
 from tests.running import ROOT
+from tests.tiny import HERE
 
 PAGES: Final = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "slurm/README.md")),
@@ -240,6 +243,42 @@ def done(name: str, arguments: list[str], scratch: Path) -> None:
     assert call(name, arguments) == 0
 
 
+def made_trained(folder: Path) -> None:
+    """Make what a finished run of the small recipe leaves: its recipe, random weights and names of classes."""
+    folder.mkdir()
+    write_json(folder / "recipe.json", {"recipe": asdict(HERE)})
+    tensors = build_model(HERE.model, HERE.data.classes, 0).state_dict()
+    for name in ("model.safetensors", "model_ema.safetensors"):
+        save_file(tensors, folder / name)
+    write_json(folder / "config.json", timm_config(HERE, [str(number) for number in range(HERE.data.classes)], 32))
+
+
+def of_trained(name: str, arguments: list[str], scratch: Path) -> None:
+    """Do a verb that works on a trained model, on one that is made; judge it for one that is published."""
+    verb, others = parsed(name, arguments)
+    if verb.recipe != "RUN":
+        _, request = verb.asked(others)
+        classes = request.recipe.data.classes
+        whole = replace(
+            request.recipe, batch=classes, model=replace(request.recipe.model, weights="", pretrained=False)
+        )
+        resolve(replace(with_files(replace(request, recipe=whole), scratch), data=""), PREDICTING)
+        return
+    made = {word: str(scratch / word) for word in ("RUN", "SOURCE", "PHOTOS", "OUT", "answers.csv", "photo.jpg")}
+    made_trained(scratch / "RUN")
+    make_dataset(scratch / "SOURCE", classes=HERE.data.classes, size=24, samples={"train": 12, "test": 9})
+    made_classes(scratch / "PHOTOS")
+    Image.new("RGB", (9, 9)).save(scratch / "photo.jpg")
+    Image.new("RGB", (9, 9)).save(scratch / "PHOTOS" / "0.png")
+    made["PHOTOS/*.png"] = f"{scratch / 'PHOTOS'}/*.png"
+    if "--push" in arguments:  # to a hub that is not here
+        place = arguments.index("--push")
+        del arguments[place : place + 2]
+    if name == "export":
+        arguments += ["--data", "SOURCE"]
+    assert call(name, [made.get(word, word) for word in arguments]) == 0
+
+
 def vitrail(arguments: list[str], scratch: Path) -> None:
     """Do a verb, or judge it where it takes long."""
     name, *rest = arguments
@@ -257,6 +296,8 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
         load_recipe(str(made))
     elif name in ("order", "plan", "preview"):
         done(name, rest, scratch)
+    elif name in ("eval", "predict", "export"):
+        of_trained(name, rest, scratch)
     else:
         verb, others = parsed(name, rest)
         request = verb.request(others)

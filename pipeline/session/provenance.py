@@ -37,6 +37,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
     hosting = job.hosting
     folder.begin_session(
         {
+            "data": str(Path(job.data).absolute()) if Path(job.data).exists() else job.data,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "git_commit": git_commit(),
             "versions": versions(),

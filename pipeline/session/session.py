@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import timm
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import save as serialized
@@ -20,9 +19,8 @@ from pipeline.fields import differing
 from pipeline.fingerprints import DATA, START, weights_sha256
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
-from pipeline.model.build import timm_arguments
 from pipeline.model.finetune import fold_head_norm
-from pipeline.model.start import INTERPOLATION
+from pipeline.model.hub import timm_config
 from pipeline.session.evaluate import evaluation_loader
 from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
@@ -338,7 +336,8 @@ def finish(job: Job, run: Run, events: Events) -> None:
         weights = fold_head_norm(net, net.state_dict())
         with atomic_write({"raw": folder.weights, "ema": folder.ema_weights}[name]) as file:
             file.write(serialized({name: value.contiguous() for name, value in weights.items()}))
-    write_json(folder.timm_config, timm_config(job, run.weights.net.num_features))
+    names = job.dataset.classes if job.dataset else ()
+    write_json(folder.timm_config, timm_config(job.recipe, names, run.weights.net.num_features))
     scores = events.scores
     skipped = sum(step < run.last_step for step in run.skipped_steps)
     summary = {
@@ -364,25 +363,3 @@ def finish(job: Job, run: Run, events: Events) -> None:
         since = f", since step {events.tally.since}" if events.tally.since else ""
         events.log.say(f"views     all {events.tally.proven:,} as the order has them{since}")
     events.log.say(f"done      {folder.summary}{shown}\ncurves    tensorboard --logdir {folder.tensorboard}")
-
-
-def timm_config(job: Job, num_features: Any) -> dict[str, Any]:
-    """Return config.json, by which `timm.create_model("local-dir:RUN")` builds the model.
-
-    A network that timm lacks is known to it after `import pipeline.model.nets`.
-    """
-    model, classes = job.recipe.model, job.recipe.data.classes
-    return {
-        "architecture": timm.models.split_model_name_tag(model.name)[0],
-        "num_classes": classes,
-        "num_features": num_features,
-        "pretrained_cfg": {
-            "input_size": [3, model.img_size, model.img_size],
-            "mean": model.mean,
-            "std": model.std,
-            "interpolation": INTERPOLATION,
-            "crop_pct": job.recipe.eval.crop_ratio,
-            "num_classes": classes,
-        },
-        "model_args": timm_arguments(model),
-    }

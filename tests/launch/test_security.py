@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from webdataset.compat import WebDataset
 
 from launch import bench, doctor, drill, slurm
@@ -147,6 +148,9 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
     "doctor": [(RECIPE, *DATA, *OUTPUT)],
     "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
+    "eval": [("{run}", *DATA), ("{run}", *DATA, "--csv", "{tmp}/answers.csv", "--json")],
+    "predict": [("{run}", "{tmp}/image.png")],
+    "export": [("{run}", *DATA, "--to", "timm", "--output", "{tmp}/model")],
 }
 SLOW_CALLS: dict[str, list[tuple[str, ...]]] = {
     "teach": [(RECIPE, *DATA, *TEACHER, "--epochs", "1")],
@@ -186,13 +190,14 @@ def test_the_trap_works(trapped: Path, sentinel: Path) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(("name", "arguments"), CASES)
 def test_a_verb_executes_nothing_of_a_data_set(
-    name: str, arguments: tuple[str, ...], trapped: Path, tmp_path: Path, shortened: None
+    name: str, arguments: tuple[str, ...], trapped: Path, trained: Path, tmp_path: Path, shortened: None
 ) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "image.png")
     if TEACHER[0] in arguments:
         recipe = replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False))
         write_random_weights(recipe, tmp_path / "teacher.safetensors")
-    assert call(name, [argument.format(data=trapped, tmp=tmp_path) for argument in arguments]) == 0
+    assert call(name, [argument.format(data=trapped, tmp=tmp_path, run=trained) for argument in arguments]) == 0
 
 
 MARKUP = "[/]n[red]$a_$ :smile:"  # of rich, of matplotlib; it may be the name of a folder
@@ -228,6 +233,7 @@ def test_a_verb_shows_names_as_they_are_and_obeys_none(
     name: str,
     arguments: tuple[str, ...],
     oddly_named: Path,
+    trained: Path,
     tmp_path: Path,
     shortened: None,
     monkeypatch: pytest.MonkeyPatch,
@@ -246,7 +252,9 @@ def test_a_verb_shows_names_as_they_are_and_obeys_none(
             replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False)),
             root / "teacher.safetensors",
         )
-    odd = [argument.replace("{data}", str(oddly_named)).replace("{tmp}", str(root)) for argument in arguments]
+    Image.new("RGB", (9, 9)).save(root / "image.png")
+    named = {"{data}": str(oddly_named), "{tmp}": str(root), "{run}": str(trained)}
+    odd = [re.sub(r"{\w+}", lambda found: named[found[0]], argument) for argument in arguments]
     assert call(name, [str(recipe) if argument == RECIPE else argument for argument in odd]) == 0
     out, err = capfd.readouterr()
     assert not {"\x1b", "\x9b"} & {*out, *err}

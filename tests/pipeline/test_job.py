@@ -13,10 +13,21 @@ from typing import Any
 import pytest
 
 from pipeline import job
-from pipeline.config import Recipe, identity
+from pipeline.config import Distill, Recipe, identity
 from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
-from pipeline.job import FILLING, LOOKING, ORDERING, PLANNING, REHEARSAL, TRAINING, Need, resolve
+from pipeline.job import (
+    EVALUATING,
+    FILLING,
+    LOOKING,
+    ORDERING,
+    PLANNING,
+    PREDICTING,
+    REHEARSAL,
+    TRAINING,
+    Need,
+    resolve,
+)
 from pipeline.request import Request, parse
 from recipes.deit_small import RECIPE
 from shards.dataset import Dataset
@@ -292,3 +303,16 @@ def test_the_probe_of_one_process_is_no_stranger_to_another(
     ((name,),) = seen
     assert name.startswith(".probe-")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_needs_no_training_split_no_virtual_ranks_and_no_teacher(tmp_path: Path) -> None:
+    made = make_dataset(tmp_path / "data", classes=3, size=8, samples={"test": 6})
+    gone = Distill(teacher="local-dir:/gone", fusion="code")
+    distilled = replace(TINY, distill=gone, model=replace(TINY.model, name="deit_tiny_distilled_patch16_224"))
+    request = Request(recipe=distilled, data=str(made.folder))
+    assert problems(request, EVALUATING, Hosting(processes=8)) == []
+    assert any("no split `train`" in sentence for sentence in problems(request, TRAINING, Hosting()))
+    assert problems(replace(request, data=""), PREDICTING) == []
+    assert any("--data is missing" in sentence for sentence in problems(replace(request, data=""), EVALUATING))
+    missing = replace(distilled, model=replace(distilled.model, weights=str(tmp_path / "none.pth")))
+    assert any("no such file" in sentence for sentence in problems(replace(request, recipe=missing), EVALUATING))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-CFG = {"num_classes": 10, "input_size": (3, 32, 32), "classifier": "linear", "first_conv": "conv1"}
+CFG = {"num_classes": 10, "input_size": (3, 32, 32), "crop_pct": 1.0, "classifier": "linear", "first_conv": "conv1"}
 DEPTHS = (20, 32, 44, 56, 110)
 default_cfgs = generate_default_cfgs({f"resnet{depth}_cifar": CFG for depth in DEPTHS})
 

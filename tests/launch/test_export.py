@@ -1,0 +1,219 @@
+"""`vitrail export`: what it writes is loaded by others alone, in other processes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
+
+from launch import export
+from launch.export import Exported
+from launch.trained import trained_model
+from pipeline.config import Distill
+from pipeline.model.build import build_model
+from pipeline.model.hub import timm_config
+from shards.dataset import Dataset
+from shards.errors import VitrailError
+from shards.files import read_json, write_json
+from tests.hub import models_hub
+from tests.running import vitrail
+from tests.tiny import HERE
+
+# what each library does alone, without Vitrail: logits of given images, and the names of the classes
+ALONE = {
+    "timm": """
+import timm
+net = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+logits, names = net(images), net.pretrained_cfg["label_names"]
+size, mean = net.pretrained_cfg["input_size"], net.pretrained_cfg["mean"]
+""",
+    "onnx": """
+import json, onnxruntime
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+config = json.loads(session.get_modelmeta().custom_metadata_map["config.json"])
+names, size, mean = config["label_names"], config["pretrained_cfg"]["input_size"], config["pretrained_cfg"]["mean"]
+""",
+    "torch": """
+import json
+extra = {"config.json": ""}
+net = torch.export.load(f"{folder}/model.pt2", extra_files=extra).module()
+logits, config = net(images), json.loads(extra["config.json"])
+names, size, mean = config["label_names"], config["pretrained_cfg"]["input_size"], config["pretrained_cfg"]["mean"]
+""",
+}
+PROGRAM = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+folder, given, taken = sys.argv[1:]
+images = load_file(given)["images"]
+with torch.inference_mode():
+{alone}
+assert not [name for name in sys.modules if name.partition(".")[0] in ("pipeline", "launch", "shards")]
+save_file({{"logits": logits.contiguous()}}, taken, metadata={{"said": repr((list(names), list(size), list(mean)))}})
+"""
+
+
+def logits_alone(form: str, folder: Path, images: torch.Tensor, scratch: Path) -> tuple[torch.Tensor, str]:
+    """Return the logits that a library gives in a process of its own, and what it knows of classes and input."""
+    from safetensors import safe_open
+
+    save_file({"images": images}, scratch / "given.safetensors")
+    indented = "".join(f"    {line}\n" for line in ALONE[form].strip().splitlines())
+    program = [sys.executable, "-W", "ignore", "-c", PROGRAM.format(alone=indented), str(folder)]
+    files = [str(scratch / "given.safetensors"), str(scratch / "taken.safetensors")]
+    done = subprocess.run([*program, *files], cwd=scratch, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    with safe_open(files[1], "pt") as taken:
+        return taken.get_tensor("logits"), taken.metadata()["said"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("form", ALONE)
+def test_a_round_trip_gives_the_same_logits_and_the_names_of_the_classes(
+    form: str, trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    said = vitrail("export", trained, "--weights", "ema", "--to", form, "--output", folder).stdout
+    assert "ema weights of deit_tiny_patch16_224, 4 class names" in said
+    assert f"logits of 8 images of {dataset.folder}, test, differ by at most" in said
+    net = build_model(trained_model(str(trained), "ema").recipe.model, 4, 0).eval()
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    logits, known = logits_alone(form, folder, images, tmp_path)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, net(images), atol=1e-4, rtol=1e-4)
+    assert known == repr((list(dataset.classes), [3, 16, 16], list(HERE.model.mean or ())))
+
+
+def test_the_card_says_what_the_model_is_and_where_it_comes_from(
+    trained: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    vitrail("export", trained, "--to", "timm", "--output", folder)
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "timm"
+    assert card.data.pipeline_tag == "image-classification"
+    assert {result.metric_type for result in card.data.eval_results or []} == {"accuracy"}
+    began = read_json(trained / "recipe.json", dict[str, Any])
+    for part in ("raw weights", "| test | raw |", "| test | ema |", str(dataset.folder), "timm.create_model",
+                 began["fingerprints"]["training data"], began["versions"]["torch"], '"lr": 0.001'):  # fmt: skip
+        assert part in card.text
+    # what was exported is a trained model again
+    data = ("--data", dataset.folder, "--json")
+    again, before = (json.loads(vitrail("eval", name, *data).stdout) for name in (folder, trained))
+    assert {**again, "weights": ""} == {**before, "weights": ""}
+
+
+def test_formats_of_a_model_share_a_folder_and_nothing_else_does(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    for _ in range(2):  # the second time it is written anew
+        vitrail("export", trained, "--to", "timm", "--output", folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    (folder / "notes.txt").touch()
+    said = vitrail("export", trained, "--to", "timm", "--output", folder, code=2).stderr
+    assert "holds what no export wrote (notes.txt)" in said
+    assert (
+        "a file; name a folder"
+        in vitrail("export", trained, "--to", "timm", "--output", folder / "notes.txt", code=2).stderr
+    )
+    assert (
+        "holds what no export wrote" in vitrail("export", trained, "--to", "timm", "--output", trained, code=2).stderr
+    )
+
+
+def test_the_data_of_a_run_is_found_again_or_asked_for(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    (folder / "sessions.jsonl").unlink()
+    asked = ("export", folder, "--to", "timm", "--output", tmp_path / "model")
+    assert "--data is missing" in vitrail(*asked, code=2).stderr
+    assert "differ by at most" in vitrail(*asked, "--data", dataset.folder).stdout
+
+
+def distilled(trained: Path, folder: Path, fusion: str) -> Path:
+    """Make the folder of a run with two heads of the folder of one with one."""
+    shutil.copytree(trained, folder)
+    began = json.loads((folder / "recipe.json").read_text())
+    began["recipe"]["model"]["name"] = "deit_tiny_distilled_patch16_224"
+    began["recipe"]["distill"] |= {"teacher": "resnet20_cifar", "fusion": fusion}
+    write_json(folder / "recipe.json", began)
+    raw = load_file(folder / "model.safetensors")
+    positions = torch.cat([raw["pos_embed"][:, :1], raw["pos_embed"]], dim=1)
+    generator = torch.Generator().manual_seed(0)
+    second = {
+        f"head_dist.{part}": torch.randn(raw[f"head.{part}"].shape, generator=generator) for part in ("weight", "bias")
+    }
+    tensors = raw | second | {"dist_token": raw["cls_token"].clone(), "pos_embed": positions}
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def test_two_heads_are_fused_as_they_were_or_refused_with_the_reason(trained: Path, tmp_path: Path) -> None:
+    run = distilled(trained, tmp_path / "run", "paper")
+    asked = ("export", run, "--to", "timm", "--output", tmp_path / "model")
+    assert "timm means the logits of the two heads" in vitrail(*asked, code=2).stderr
+    said = vitrail(*asked, "--distill.fusion", "code").stdout
+    assert "two heads, fused by timm: the mean of the logits" in said
+    assert "two heads" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_program_keeps_the_fusion_of_two_heads(trained: Path, tmp_path: Path) -> None:
+    run = distilled(trained, tmp_path / "run", "paper")
+    said = vitrail("export", run, "--to", "torch", "--output", tmp_path / "model").stdout
+    assert "two heads, fused as in the run: the logarithm of the sum of the softmaxes" in said
+    images = torch.randn(3, 3, 16, 16)
+    logits = torch.export.load(tmp_path / "model" / "model.pt2").module()(images)
+    assert torch.allclose(logits.exp().sum(1), torch.full((3,), 2.0), atol=1e-5)  # of two softmaxes
+
+
+def test_what_cannot_be_exported_is_refused_at_once(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
+    wrong = ("--to", "timm", "--output", tmp_path / "model", "--push", "alone", "--eval.batch", 0)
+    said = vitrail("export", trained, *wrong, code=2).stderr
+    assert "--push alone: write it as OWNER/NAME." in said
+    assert "--eval.batch is 0" in said
+    bad = vitrail("export", trained, *wrong[:4], "--push", "a/b/c", code=2).stderr
+    assert "--push a/b/c: " in bad
+    torchvisions = ("torchvision:resnet18", "--data", dataset.folder, "--to", "timm", "--output", tmp_path / "model")
+    assert "is torchvision's; take --to onnx or torch" in vitrail("export", *torchvisions, code=2).stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_file_that_answers_otherwise_is_not_left(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.pt2").touch()
+    with pytest.raises(VitrailError, match="which is no rounding; it is removed"):
+        export.compared(lambda images: images + 1, torch.zeros(2, 4), torch.zeros(2, 4), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_names_of_classes_says_none() -> None:
+    assert "label_names" not in timm_config(HERE, (), 32)
+    recipe = replace(HERE, distill=Distill(teacher="resnet20_cifar", token=False))
+    assert not export.has_two_heads(recipe)
+    assert Exported(torch.nn.Identity(), recipe)(torch.ones(2, 4)).tolist() == [[1.0] * 4] * 2
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
+def test_a_folder_is_pushed_to_the_hub(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("export", trained, "--to", "timm", "--output", tmp_path / "model", "--push", "mary/net")
+    with models_hub(tmp_path / "hub") as served:
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+        said = vitrail(*asked).stdout
+        assert "pushed to" in said
+        there = {path.name: path.read_bytes() for path in (tmp_path / "hub/mary/net").iterdir()}
+        assert there == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        served.closed = True
+        refused = vitrail(*asked, code=1).stderr
+        assert "the hub did not take it" in refused
+        assert "hf auth login" in refused
