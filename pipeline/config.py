@@ -187,7 +187,8 @@ class Finetune:
 class Optim:
     """The optimizer and its schedule: linear warm-up and half a cosine, by step (`pipeline/update/schedule.py`)."""
 
-    name: Annotated[Literal["adamw", "adam", "sgd", "lamb"], RUN, COST] = "adamw"  # the optimizer
+    name: Annotated[str, RUN, COST] = "adamw"  # adam, sgd, lamb, or any of timm's: muon, lion, ... (docs/training.md)
+    args: Annotated[tuple[str, ...], RUN, COST] = ()  # its further arguments, as key=value: ns_steps=5 betas=0.9,0.95
     lr: Annotated[float, RUN, POSITIVE]  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: Annotated[int, RUN, NOT_NEGATIVE] = 512  # images; 0: the rate is taken as it is
     weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, norms, and what the model exempts
@@ -207,7 +208,14 @@ class Ema:
     """Moving average of the weights, evaluated beside them."""
 
     decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # of a step; 0: no average
+    more: Annotated[tuple[float, ...], RUN, COST, POSITIVE_SHARE, OnlyWith("ema.decay")] = ()  # further averages' decays
     warmup: Annotated[bool, RUN] = True  # decay rises as 1 - step^(-2/3): a short run has an average of its own end
+
+    @property
+    def decays(self) -> dict[str, float]:
+        """The decay of each average, by the name that it is evaluated and saved under."""
+        named = {"ema": self.decay} if self.decay else {}
+        return named | {f"ema-{decay:g}": decay for decay in self.more}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

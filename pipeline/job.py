@@ -34,6 +34,7 @@ from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
+from pipeline.update.optimizer import numbers_kept, optimizer_problems
 from pipeline.update.schedule import Schedule
 from shards.dataset import Dataset
 from shards.errors import BadRequest, DamagedFile, Problem, ShardError, SourceError, harmless
@@ -42,7 +43,7 @@ from shards.index import Index
 from shards.open import Opener, Reading
 
 SHOWN: Final = 3  # of many names, in a sentence
-BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
+FLOAT: Final = 4  # bytes
 
 
 class Need(NamedTuple):
@@ -128,7 +129,8 @@ class Job:
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, at most."""
-        return self.parameter_count * BYTES_A_PARAMETER
+        tensors = 1 + len(self.recipe.ema.decays) + numbers_kept(self.recipe.optim)
+        return round(self.parameter_count * FLOAT * tensors)
 
     @property
     def checkpoint_space(self) -> int:
@@ -191,6 +193,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     if job.dataset:
         found += split_problems(recipe, job.dataset)
     if need.model:
+        found += optimizer_problems(recipe.optim)
         found += data_problems(recipe, job.dataset) if job.dataset else []
         try:
             job = replace(job, parameters=_parameters(job, found))
@@ -203,7 +206,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         except BadRequest as error:
             found += error.problems
     if need.output:
-        found += list(_output_problems(job))
+        found += list(_output_problems(job, found))
     if need.loader and not (job.dataset and "train" not in job.dataset.splits):
         found += _loader_problems(job, found)
     if need.loader and job.dataset and not found:
@@ -354,7 +357,7 @@ def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:
     }
 
 
-def _output_problems(job: Job) -> Iterator[Problem]:
+def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     """Yield what is wrong with the output folder, and with resuming there."""
     folder = job.folder
     try:
@@ -373,7 +376,8 @@ def _output_problems(job: Job) -> Iterator[Problem]:
             f"--output {folder}: holds what is no run's ({', '.join(strangers[:SHOWN])}{more}); name a folder of the "
             f"run's own.",
         )
-    if (free := shutil.disk_usage(folder.existing).free) < (needed := job.checkpoint_space):
+    free = shutil.disk_usage(folder.existing).free
+    if not _concerns(found, "optim.") and free < (needed := job.checkpoint_space):
         yield Problem(
             "output",
             f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB more "

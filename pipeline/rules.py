@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
 from pipeline.fields import Field, flag, flatten, written
+from pipeline.update.optimizer import needs_whole_parameters
 from shards.dataset import Dataset
 from shards.errors import Problem
 
@@ -155,9 +156,10 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             f"{processes} processes cannot host --virtual-ranks {ranks} under {engine}, where all pass through the "
             f"model equally often. Start {fitting}, or take DDP, which hosts unequal shares.",
         )
-    if recipe.optim.name == "lamb":
+    if needing := needs_whole_parameters(recipe.optim):
         yield Problem(
-            "optim.name", f"--optim.name lamb needs each parameter in one piece, which {engine} takes apart. Take DDP."
+            needing, f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
+            f"in one piece, which {engine} takes apart. Take DDP."
         )
     if recipe.compute.compile and engine == "zero3":
         yield Problem(

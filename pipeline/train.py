@@ -127,7 +127,6 @@ def build(
         job.hosting,
         accelerator,
         saved if since or not saved else {**saved, "optimizer": {}},  # that of the head's phase has done its part
-        updates=len(since) - sum(step in since for step in skipped_steps),
         head_alone=first_step < schedule.head_steps,
     )
     teacher = None

@@ -336,7 +336,7 @@ def finish(job: Job, run: Run, events: Events) -> None:
         return
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
-        with atomic_write({"raw": folder.weights, "ema": folder.ema_weights}[name]) as file:
+        with atomic_write(folder.weights if name == "raw" else folder.averaged(name)) as file:
             file.write(serialized({name: value.contiguous() for name, value in weights.items()}))
     write_json(folder.timm_config, timm_config(job, run.weights.net.num_features))
     scores = events.scores
