@@ -135,7 +135,7 @@ class Job:
     @property
     def checkpoint_space(self) -> int:
         """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more."""
-        kept = self.recipe.checkpoint.keep
+        kept = self.recipe.checkpoint.keep + (self.recipe.checkpoint.best != "none")
         return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
 
     def shared_memory(self, workers: int) -> int:

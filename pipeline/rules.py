@@ -49,6 +49,18 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
             "optim.warmup_epochs",
             f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}.",
         )
+    yield from _wsd_problems(recipe)
+    if set(recipe.ema.more) & {recipe.ema.decay} or len(set(recipe.ema.more)) < len(recipe.ema.more):
+        yield Problem(
+            "ema.more", f"{written('ema.more', recipe.ema.more)}: each average has a decay of its own; --ema.decay is "
+            f"{recipe.ema.decay}."
+        )
+    if recipe.checkpoint.best != "none" and not (recipe.eval.every_epochs or recipe.eval.every_steps):
+        yield Problem(
+            "checkpoint.best",
+            f"--checkpoint.best {recipe.checkpoint.best} compares evaluations: how often, --eval.every-epochs or "
+            f"--eval.every-steps?",
+        )
     if recipe.spike.policy == "rollback" and not recipe.checkpoint.every_steps:
         yield Problem(
             "spike.policy",
@@ -60,6 +72,23 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _finetune_problems(recipe)
     yield from _distill_problems(recipe)
+
+
+def _wsd_problems(recipe: Recipe) -> Iterator[Problem]:
+    optim = recipe.optim
+    if optim.schedule != "wsd":
+        return
+    if not optim.decay_epochs:
+        yield Problem(
+            "optim.decay_epochs", "--optim.schedule wsd: over how many epochs does the rate fall, --optim.decay-epochs?"
+        )
+    trained = recipe.epochs - recipe.finetune.head_epochs
+    if optim.warmup_epochs + optim.decay_epochs > trained > 0:
+        yield Problem(
+            "optim.decay_epochs",
+            f"--optim.warmup-epochs {optim.warmup_epochs} and --optim.decay-epochs {optim.decay_epochs} together are "
+            f"longer than the {trained:g} epochs there are.",
+        )
 
 
 def _name_problems(name: str) -> Iterator[Problem]:
@@ -200,4 +229,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             "batch",
             f"--batch {recipe.batch} is more than the {shown} training images of {dataset.named}; "
             f"an epoch would have no step.",
+        )
+    if recipe.checkpoint.best != "none" and dataset.evaluation_split() is None:
+        yield Problem(
+            "checkpoint.best",
+            f"--checkpoint.best {recipe.checkpoint.best}: {dataset.named} has no split `val` or `test` to evaluate on.",
         )

@@ -26,6 +26,7 @@ from pipeline.checkpoint import Writer
 from pipeline.data.batch import Batch
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
+from pipeline.session.best import Best
 from pipeline.session.evaluate import Score, evaluate
 from pipeline.session.log import Log
 from pipeline.session.quarantine import Quarantine
@@ -135,6 +136,7 @@ class Events:
         stop: StopRequest | None = None,
         seconds: float = 0.0,
         watch: Watch,
+        best: Best,
         skipped: Sequence[Span] = (),
         trained: Mapping[str, Any] | None = None,
     ) -> None:
@@ -147,6 +149,7 @@ class Events:
         self.tally = Tally(run, trained)
         self.stopping = False
         self._state = state
+        self.best = best
         self._watch = watch
         self._skipped = skipped
         self._quarantine = Quarantine(log, run.job.index, run.accelerator)
@@ -186,8 +189,10 @@ class Events:
         end = done == self.run.last_step
         self.finished = done
         log_due = end or is_due(done, recipe.log.every_steps)
-        eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.schedule.steps_per_epoch)
-        save_due = end or is_due(done, recipe.checkpoint.every_steps)
+        eval_due, save_due = (
+            end or is_due(done, often.every_steps) or is_due(done, often.every_epochs * self.run.schedule.steps_per_epoch)
+            for often in (recipe.eval, recipe.checkpoint)
+        )
         self._send(step, losses, agreed, norm)
         self._receive(step - 1)
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
@@ -200,12 +205,22 @@ class Events:
         paused = time.monotonic()
         if eval_due and self.evaluation:
             self.evaluate(done)
-        if save_due or self.stopping or self._save_asked:
-            self.save(done, wait=end or self.stopping)
+            # a checkpoint of the best is one to go on from, too
+            save_due |= done > self.run.schedule.head_steps and self.best.note(done, self.scores)
+        stopping = self.stopping or self.best.at_plateau
+        if save_due or stopping or self._save_asked:
+            self.save(done, wait=end or stopping)
         self._mark += time.monotonic() - paused
-        if self.stopping:
+        if self.best.at_plateau:
+            self._say_plateau(done)
+        elif self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
-        return self.stopping and done < self.run.schedule.last_step(self.run.first_step, self.run.job.max_steps)
+        return stopping and done < self.run.schedule.last_step(self.run.first_step, self.run.job.max_steps)
+
+    def _say_plateau(self, done: int) -> None:
+        event = f"plateau: nothing better than {self.best} in {self.recipe.eval.patience} evaluations"
+        self.log.record("event", done, self._epoch(done), {"event": event})
+        self.log.say(f"step {done}  {event}; the run ends here.")
 
     def skip_step(self, step: int) -> bool:
         """Do what is due after a step that is not trained; return True to stop."""
@@ -360,10 +375,12 @@ class Events:
                 "losses": self._watch.losses,
                 "skipped_steps": self._skipped,
                 "trained": self.tally.state,
+                "best": self.best.record,
             }
             saving = self.recipe.checkpoint
             spare = saving.every_steps if self.recipe.spike.policy == "rollback" else 0
-            self._writer.save(self.log.folder.checkpoints, step, state, tensors, saving.keep, spare)
+            best = self.best.record["step"] if self.best.record else None
+            self._writer.save(self.log.folder.checkpoints, step, state, tensors, saving.keep, spare, best)
         if wait:
             self._writer.wait()
             self.run.accelerator.wait_for_everyone()

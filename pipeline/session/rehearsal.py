@@ -109,7 +109,8 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         model=replace(recipe.model, pretrained=False),
         data=replace(recipe.data, subset=0),
         distill=replace(recipe.distill, store=""),
-        eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
+        eval=replace(recipe.eval, every_epochs=0, every_steps=0, batch=EVALUATED),
+        checkpoint=replace(recipe.checkpoint, best="none"),
         log=replace(recipe.log, every_steps=1),
     )
 

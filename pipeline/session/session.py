@@ -23,6 +23,7 @@ from pipeline.job import Job
 from pipeline.model.build import timm_arguments
 from pipeline.model.finetune import fold_head_norm
 from pipeline.model.start import INTERPOLATION
+from pipeline.session.best import Best, Record
 from pipeline.session.evaluate import evaluation_loader
 from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
@@ -64,6 +65,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     with locked(job):
         main_alone(job, lambda: job.folder.mend(say))
         snapshot = restore(job, say)
+        job = ended_at_plateau(job, snapshot)
         if is_done(job, snapshot):
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
@@ -121,6 +123,7 @@ def run_phase(
             stop=stop,
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
+            best=best_of(job, saved.get("best")),
             skipped=skipped,
             trained=saved.get("trained"),
         )
@@ -133,10 +136,12 @@ def run_phase(
         finally:
             run.feed.close()
             session.to_step = events.finished
-        if stopped:
+        if events.best.at_plateau:
+            run.last_step = events.finished
+        elif stopped:
             log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {job.folder}")
             return STOPPED
-        if run.last_step < run.schedule.last_step(run.first_step, job.max_steps):
+        elif run.last_step < run.schedule.last_step(run.first_step, job.max_steps):
             return None
         finish(job, run, events)
     return DONE
@@ -238,6 +243,20 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     return snapshot
 
 
+def best_of(job: Job, saved: Record | None) -> Best:
+    """Return the best evaluation so far, of which a checkpoint lies in the run's folder."""
+    settings = job.recipe.checkpoint
+    there = saved and checkpoint.folder_of(job.folder.checkpoints, saved["step"]).is_dir()
+    return Best(settings.best, job.recipe.eval.patience, saved if there else None)
+
+
+def ended_at_plateau(job: Job, snapshot: Snapshot | None) -> Job:
+    """Return the job, ended where its checkpoint lies if that is the end of a plateau already."""
+    if snapshot and best_of(job, snapshot.state.get("best")).at_plateau:
+        return replace(job, max_steps=snapshot.step)
+    return job
+
+
 def is_done(job: Job, snapshot: Snapshot | None) -> bool:
     """Return whether the run's folder is finished, up to the last step that is asked for."""
     step = snapshot.step if snapshot else 0
@@ -334,18 +353,24 @@ def finish(job: Job, run: Run, events: Events) -> None:
     nets = run.weights.nets()
     if not job.hosting.main:
         return
+    best = events.best.record
+    top1 = {name: score.top1 for name, score in events.scores.items()}
+    if best and best["step"] != run.last_step:
+        nets, top1 = run.weights.nets_of(checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"])).tensors), best["scores"]
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
         with atomic_write(folder.weights if name == "raw" else folder.averaged(name)) as file:
             file.write(serialized({name: value.contiguous() for name, value in weights.items()}))
     write_json(folder.timm_config, timm_config(job, run.weights.net.num_features))
-    scores = events.scores
     skipped = sum(step < run.last_step for step in run.skipped_steps)
     summary = {
         "steps": run.last_step,
         "epochs": run.last_step / run.schedule.steps_per_epoch,
-        "top1": scores["raw"].top1 if scores else None,
-        "top1_ema": scores["ema"].top1 if "ema" in scores else None,
+        "exported_step": best["step"] if best else run.last_step,
+        "best": best,
+        "top1": top1.get("raw"),
+        "top1_ema": top1.get("ema"),
+        **{f"top1_{name}": top1.get(name) for name in job.recipe.ema.decays},
         "images_per_second": events.images_per_second,
         "wall_seconds": events.wall_seconds,
         "views_seen": (run.last_step - skipped) * job.recipe.batch,
@@ -363,6 +388,8 @@ def finish(job: Job, run: Run, events: Events) -> None:
     if events.tally.proven:
         since = f", since step {events.tally.since}" if events.tally.since else ""
         events.log.say(f"views     all {events.tally.proven:,} as the order has them{since}")
+    if best:
+        events.log.say(f"exported  the best: {events.best}; the newest is of step {run.last_step}")
     events.log.say(f"done      {folder.summary}{shown}\ncurves    tensorboard --logdir {folder.tensorboard}")
 
 

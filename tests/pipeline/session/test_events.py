@@ -59,9 +59,10 @@ def saves(
             tensors: Mapping[str, Tensors],
             keep: int,
             spare: int = 0,
+            best: int | None = None,
         ) -> None:
             saved.append(step)
-            super().save(root, step, state, tensors, keep, spare)
+            super().save(root, step, state, tensors, keep, spare, best)
 
     monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recipe = replace(
