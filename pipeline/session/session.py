@@ -52,7 +52,7 @@ PARTS: Final = Parts()
 
 def run_job(job: Job, parts: Parts = PARTS, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` leaves out the log."""
-    stop = StopRequest()
+    stop = StopRequest(speaks=job.hosting.main)
     with stop.listening():
         return run_session(job, parts, stop, quiet=quiet)
 
