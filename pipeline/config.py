@@ -37,6 +37,7 @@ Precision = Literal["bf16", "fp32"]
 Crop = Literal["resized", "padded", "simple", "whole"]  # `pipeline/data/augment.py`
 Policy = Literal["rand", "rand_tf", "auto", "auto_v0", "three"]  # `pipeline/data/policy.py`
 Interpolation = Literal["bicubic", "bilinear"]
+ClassWeights = tuple[float, ...] | Literal["balanced"]
 Channels = tuple[float, float, float]  # a number for each of red, green and blue
 
 TAUGHT: Final = OnlyWith("distill.teacher")
@@ -97,6 +98,7 @@ class Data:
     images: Annotated[int, FREE, AT_LEAST_1]  # training images the recipe was written for; a plan without data uses it
     subset: Annotated[int, VIEW, NOT_NEGATIVE] = 0  # train on so many of the images, chosen by the seed; 0: on all
     repeats: Annotated[int, VIEW, COST, AT_LEAST_1] = 1  # repeated augmentation: views of an image that an epoch shows
+    balance: Annotated[bool, VIEW] = False  # every class equally often: in an epoch, images of rare ones come again
     epoch: Annotated[Literal["views", "images"], VIEW] = "views"  # as many views as images (DeiT), or all images
     window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # samples that are shuffled among each other
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
@@ -152,6 +154,7 @@ class Mix:
     switch_prob: Annotated[float, VIEW, SHARE, *BOTH_MIXES] = 0.5  # probability of CutMix where both are on
     smoothing: Annotated[float, RUN, SHARE] = 0.0  # label smoothing
     loss: Annotated[Literal["ce", "bce"], RUN] = "ce"  # cross-entropy, or binary: every class in the mixture is one
+    class_weights: Annotated[ClassWeights, RUN, NOT_NEGATIVE] = ()  # of each class in it; balanced: by the rarer, more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

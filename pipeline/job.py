@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from timm.layers import PatchEmbed
 
 from pipeline import checkpoint
@@ -99,7 +100,23 @@ class Job:
     @cached_property
     def order(self) -> Order:
         """Which views a virtual rank sees at a step; without data, on one shard of as many images."""
-        return order_of(self.recipe, self.index.shard_sizes if self.dataset else (self.images,))
+        if not self.dataset:
+            return order_of(self.recipe, (self.images,))
+        return order_of(self.recipe, self.index.shard_sizes, self.index.known_labels)
+
+    @cached_property
+    def class_weights(self) -> tuple[float, ...]:
+        """The weight of each class in the loss; none where all weigh the same.
+
+        `balanced`: images / (classes x images of the class), of those that the run trains on; 0 for a class of none.
+        """
+        weights, classes = self.recipe.mix.class_weights, self.recipe.data.classes
+        if weights != "balanced":
+            return weights
+        assert self.index.known_labels is not None, "the request was refused"
+        labels = self.index.known_labels if self.order.chosen is None else self.index.known_labels[self.order.chosen]
+        counts = np.bincount(labels, minlength=classes)
+        return tuple(np.where(counts, len(labels) / (classes * np.maximum(counts, 1)), 0.0).tolist())
 
     @property
     def schedule(self) -> Schedule:

@@ -40,6 +40,18 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     if recipe.mix.loss == "bce" and recipe.mix.smoothing:
         yield Problem("mix.smoothing", "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it.")
+    weights = recipe.mix.class_weights
+    if weights and weights != "balanced" and (len(weights) != recipe.data.classes or not any(weights)):
+        yield Problem(
+            "mix.class_weights",
+            f"--mix.class-weights has {len(weights)} weights: one for each of the {recipe.data.classes} classes, not all "
+            f"0, or balanced.",
+        )
+    if weights == "balanced" and recipe.data.balance:
+        yield Problem(
+            "mix.class_weights",
+            "--mix.class-weights balanced and --data.balance both make up for rare classes: take one of them.",
+        )
     if recipe.augment.policy == "rand_tf" and not recipe.augment.rand_ops:
         yield Problem(
             "augment.rand_ops", "--augment.policy rand_tf: how many operations a view, --augment.rand-ops? 0 is none."
@@ -207,6 +219,14 @@ def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             yield Problem(
                 "data", f"{index.dataset}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
             )
+    by_label = [name for name, asked in (("data.balance", recipe.data.balance),
+                                         ("mix.class_weights", recipe.mix.class_weights == "balanced")) if asked]  # fmt: skip
+    if by_label and "train" in dataset.splits and dataset.splits["train"].known is None:
+        yield Problem(
+            by_label[0],
+            f"--{flag(by_label[0])} goes by the labels of all images, and those of {dataset.named} come with the shards. "
+            f"Index them first: vitrail shards index",
+        )
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")
     elif (images := len(dataset.splits["train"])) < recipe.data.subset:

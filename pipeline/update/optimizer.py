@@ -33,9 +33,10 @@ FIELDS: Final = {  # arguments that are fields of their own: of all optimizers, 
 }
 HOSTING: Final = ("self", "params", "foreach", "fused", "capturable", "differentiable", "verbose")  # change no number
 
-# Numbers of a parameter that depend on no other number of it: any part of it can be updated by itself.
+# Numbers of a parameter that depend on no other number of it: any part of it can be updated by itself. Not torch's
+# Adagrad, whose state is made with the optimizer, before DeepSpeed takes parameters apart.
 ELEMENTWISE: Final = frozenset(
-    "adabelief adadelta adagrad adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw laprop lapropc lion "
+    "adabelief adadelta adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw laprop lapropc lion "
     "lionc madgrad madgradw momentum nadam nadamc nadamlegacy nadamw nesterov nesterovw radabelief radam radamlegacy "
     "radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdw".split()
 )
