@@ -70,8 +70,9 @@ def save(
 ) -> Path:
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
-    The newest of a multiple of `spare` steps is kept too, and that of `best` steps. Raises CheckpointError where it cannot be written, to a
-    full disk for instance, and FileNotFoundError where the folder is gone; those before it stay whole.
+    The newest of a multiple of `spare` steps is kept too, and that of `best` steps. Raises CheckpointError where it
+    cannot be written, to a full disk for instance, and FileNotFoundError where the folder is gone; those before it stay
+    whole.
     """
     final = folder_of(root, step)
     temporary = root / f".{final.name}.tmp"

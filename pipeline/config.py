@@ -217,7 +217,9 @@ class Ema:
     """Moving average of the weights, evaluated beside them."""
 
     decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # of a step; 0: no average
-    more: Annotated[tuple[float, ...], RUN, COST, POSITIVE_SHARE, OnlyWith("ema.decay")] = ()  # further averages' decays
+    more: Annotated[
+        tuple[float, ...], RUN, COST, POSITIVE_SHARE, OnlyWith("ema.decay")
+    ] = ()  # further averages' decays
     warmup: Annotated[bool, RUN] = True  # decay rises as 1 - step^(-2/3): a short run has an average of its own end
 
     @property

@@ -18,8 +18,8 @@ def objective(
     class in the mixture is 1 (deit/engine.py; RSB, 2110.00476). Where there are outputs of a teacher, the last head,
     which is the same one without a distillation token, learns them with the share `distill.weight`.
 
-    `class_weights` [C] are factors of each class's part of what is learnt of the targets, not of a teacher. The mean over
-    a batch stays one over its images: torch's own for soft targets.
+    `class_weights` [C] are factors of each class's part of what is learnt of the targets, not of a teacher. The mean
+    over a batch stays one over its images: torch's own for soft targets.
     """
     distill = recipe.distill
     if recipe.mix.loss == "bce":

@@ -44,8 +44,8 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
     if weights and weights != "balanced" and (len(weights) != recipe.data.classes or not any(weights)):
         yield Problem(
             "mix.class_weights",
-            f"--mix.class-weights has {len(weights)} weights: one for each of the {recipe.data.classes} classes, not all "
-            f"0, or balanced.",
+            f"--mix.class-weights has {len(weights)} weights: one for each of the {recipe.data.classes} classes, not "
+            f"all 0, or balanced.",
         )
     if weights == "balanced" and recipe.data.balance:
         yield Problem(
@@ -64,8 +64,9 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
     yield from _wsd_problems(recipe)
     if set(recipe.ema.more) & {recipe.ema.decay} or len(set(recipe.ema.more)) < len(recipe.ema.more):
         yield Problem(
-            "ema.more", f"{written('ema.more', recipe.ema.more)}: each average has a decay of its own; --ema.decay is "
-            f"{recipe.ema.decay}."
+            "ema.more",
+            f"{written('ema.more', recipe.ema.more)}: each average has a decay of its own; --ema.decay is "
+            f"{recipe.ema.decay}.",
         )
     if recipe.checkpoint.best != "none" and not (recipe.eval.every_epochs or recipe.eval.every_steps):
         yield Problem(
@@ -199,8 +200,9 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
         )
     if needing := needs_whole_parameters(recipe.optim):
         yield Problem(
-            needing, f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
-            f"in one piece, which {engine} takes apart. Take DDP."
+            needing,
+            f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
+            f"in one piece, which {engine} takes apart. Take DDP.",
         )
     if recipe.compute.compile and engine == "zero3":
         yield Problem(
@@ -219,13 +221,13 @@ def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             yield Problem(
                 "data", f"{index.dataset}: has label {highest}, but dataset.json names {len(dataset.classes)} classes."
             )
-    by_label = [name for name, asked in (("data.balance", recipe.data.balance),
-                                         ("mix.class_weights", recipe.mix.class_weights == "balanced")) if asked]  # fmt: skip
+    by_label = ["data.balance"] if recipe.data.balance else []
+    by_label += ["mix.class_weights"] if recipe.mix.class_weights == "balanced" else []
     if by_label and "train" in dataset.splits and dataset.splits["train"].known is None:
         yield Problem(
             by_label[0],
-            f"--{flag(by_label[0])} goes by the labels of all images, and those of {dataset.named} come with the shards. "
-            f"Index them first: vitrail shards index",
+            f"--{flag(by_label[0])} goes by the labels of all images, and those of {dataset.named} come with the "
+            f"shards. Index them first: vitrail shards index",
         )
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")

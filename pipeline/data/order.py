@@ -54,8 +54,8 @@ class Order:
     r-th of the images. `epoch="images"` shows every image, r times. After `cycle` epochs the views come again.
 
     With `labels` it is class-balanced. The line of an epoch is as long as without, and holds each class that there is
-    equally often, but for one: images of a rare class several times, and of a frequent one some, others each epoch. When
-    an image comes again in an epoch, its copies are counted on, so that no two of its views are the same.
+    equally often, but for one: images of a rare class several times, and of a frequent one some, others each epoch.
+    When an image comes again in an epoch, its copies are counted on, so that no two of its views are the same.
     """
 
     shard_sizes: tuple[int, ...]

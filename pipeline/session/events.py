@@ -111,7 +111,6 @@ class StopRequest:
                 elif time.monotonic() - first >= FORWARDED:
                     end_at_once(signal.Signals(heard[0]))
 
-
     def _answer(self, number: signal.Signals) -> None:
         """Say at once, whatever the run is at, what a request leads to."""
         again = "Ctrl-C" if number == signal.SIGINT else number.name
@@ -121,7 +120,9 @@ class StopRequest:
 
 def end_at_once(number: signal.Signals) -> NoReturn:
     """End the process for a signal, whatever it waits for: nothing is saved, and no exit is waited for."""
-    say_at_once(f"{number.name} again: ended at once, nothing saved. The same command goes on from the newest checkpoint.")
+    say_at_once(
+        f"{number.name} again: ended at once, nothing saved. The same command goes on from the newest checkpoint."
+    )
     os._exit(128 + number)
 
 
@@ -206,7 +207,9 @@ class Events:
         self.finished = done
         log_due = end or is_due(done, recipe.log.every_steps)
         eval_due, save_due = (
-            end or is_due(done, often.every_steps) or is_due(done, often.every_epochs * self.run.schedule.steps_per_epoch)
+            end
+            or is_due(done, often.every_steps)
+            or is_due(done, often.every_epochs * self.run.schedule.steps_per_epoch)
             for often in (recipe.eval, recipe.checkpoint)
         )
         self._send(step, losses, agreed, norm)

@@ -278,7 +278,9 @@ def introduce(
 ) -> None:
     """Say what a person should know of a run before its first step, and what it goes back for."""
     log.say(introduction(job, run, resumed=resumed))
-    if job.hosting.main and job.index.known is not None and not job.recipe.data.balance:  # else the labels come with the shards
+    if (
+        job.hosting.main and job.index.known is not None and not job.recipe.data.balance
+    ):  # else the labels come with the shards
         log.say(f"shuffle   {shuffle_of(job.order, job.index.known['label'])}")
     if job.dataset and job.dataset.evaluation_split() is None:
         log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
@@ -313,10 +315,16 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
-            *([f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]
-              if recipe.data.balance else []),
-            *([f"loss      class weights {min(job.class_weights):.3g} to {max(job.class_weights):.3g}"]
-              if job.class_weights else []),
+            *(
+                [f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]
+                if recipe.data.balance
+                else []
+            ),
+            *(
+                [f"loss      class weights {min(job.class_weights):.3g} to {max(job.class_weights):.3g}"]
+                if job.class_weights
+                else []
+            ),
             *([f"weights   {job.start}"] if job.start and not resumed else []),
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained_parts(job)}"] if recipe.finetune.strategy != "full" else []),
@@ -360,7 +368,10 @@ def finish(job: Job, run: Run, events: Events) -> None:
     best = events.best.record
     top1 = {name: score.top1 for name, score in events.scores.items()}
     if best and best["step"] != run.last_step:
-        nets, top1 = run.weights.nets_of(checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"])).tensors), best["scores"]
+        nets, top1 = (
+            run.weights.nets_of(checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"])).tensors),
+            best["scores"],
+        )
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
         with atomic_write(folder.weights if name == "raw" else folder.averaged(name)) as file:

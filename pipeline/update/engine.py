@@ -89,7 +89,10 @@ class Replicated:
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.net.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
             for slot, value in slots.items():
-                yield f"{slot}/{names[parameter]}", value.full_tensor() if isinstance(value, DTensor) else as_tensor(value)
+                yield (
+                    f"{slot}/{names[parameter]}",
+                    value.full_tensor() if isinstance(value, DTensor) else as_tensor(value),
+                )
         yield from group_counters(self.optimizer)
 
     def restore_moments(self, moments: Tensors) -> None:
@@ -247,7 +250,6 @@ class Zero(Replicated):
                     yield f"{slot}/{name}", counter.clone()
                 else:
                     yield f"{slot}/{name}", safe_get_full_optimizer_state(parameter, slot)
-        yield from group_counters(self.optimizer.optimizer)
 
     def restore_moments(self, moments: Tensors) -> None:
         """Give the optimizer the state that `moments` yielded, on these processes or on others."""
@@ -258,11 +260,10 @@ class Zero(Replicated):
         self._make_state()
         if self._stage < 3:
             link_optimizer_state(self.optimizer)
-        inner = self.optimizer.optimizer
-        for key, value in restore_group_counters(inner, moments).items():
+        for key, value in moments.items():
             slot, _, name = key.partition("/")
             if value.ndim == 0:
-                for state in inner.state.values():
+                for state in self.optimizer.optimizer.state.values():
                     kept = state[slot]
                     state[slot] = kept.copy_(value) if isinstance(kept, Tensor) else as_kept(value)
             else:

@@ -33,13 +33,14 @@ FIELDS: Final = {  # arguments that are fields of their own: of all optimizers, 
 }
 HOSTING: Final = ("self", "params", "foreach", "fused", "capturable", "differentiable", "verbose")  # change no number
 
-# Numbers of a parameter that depend on no other number of it: any part of it can be updated by itself. Not torch's
-# Adagrad, whose state is made with the optimizer, before DeepSpeed takes parameters apart.
-ELEMENTWISE: Final = frozenset(
-    "adabelief adadelta adam adamax adamc adamw adamwlegacy adan adanw adopt adoptc adoptw laprop lapropc lion "
-    "lionc madgrad madgradw momentum nadam nadamc nadamlegacy nadamw nesterov nesterovw radabelief radam radamlegacy "
-    "radamw rmsprop rmsproptf rmsproptfc rmsproptfw sgd sgdc sgdw".split()
-)
+# Those of which any part of a parameter can be updated by itself. Not torch's Adagrad, whose state is made with the
+# optimizer, before DeepSpeed takes parameters apart. Nor Adan, which counts steps by group: ZeRO 3 steps it by parts.
+ELEMENTWISE: Final = frozenset({
+    "adabelief", "adadelta", "adam", "adamax", "adamc", "adamw", "adamwlegacy", "adopt", "adoptc", "adoptw",
+    "laprop", "lapropc", "lion", "lionc", "madgrad", "madgradw", "momentum", "nadam", "nadamc", "nadamlegacy",
+    "nadamw", "nesterov", "nesterovw", "radabelief", "radam", "radamlegacy", "radamw", "rmsprop", "rmsproptf",
+    "rmsproptfc", "rmsproptfw", "sgd", "sgdc", "sgdw",
+})  # fmt: skip
 OF_WHOLE: Final = ("caution", "clipping_threshold")  # arguments that take a mean over a whole parameter
 
 NEAR: Final = 3  # names that a misspelt one may have meant
@@ -87,7 +88,8 @@ def _of_groups(
         case "lamb":
             return Lamb(groups, lr=lr, betas=settings.betas, eps=settings.eps, **arguments)
         case "adam" | "adamw":
-            return OURS[settings.name](groups, lr=lr, betas=settings.betas, eps=settings.eps, fused=fused, **arguments)
+            kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
+            return kind(groups, lr=lr, betas=settings.betas, eps=settings.eps, fused=fused, **arguments)
     # groups say their own weight decay
     made: torch.optim.Optimizer = create_optimizer_v2(groups, opt=settings.name, lr=lr, weight_decay=0.0, **arguments)
     return made
@@ -107,7 +109,7 @@ def _no_matrices(net: nn.Module) -> list[str]:
 
 def optimizer_problems(settings: Optim) -> Iterator[Problem]:
     """Yield what is wrong with a recipe's choice of an optimizer and of its arguments."""
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if settings.name not in known:
         near = difflib.get_close_matches(settings.name, known, n=NEAR)
         meant = f"did you mean {' or '.join(near)}?" if near else f"timm's are: {', '.join(known)}."

@@ -7,7 +7,6 @@ from typing import Final
 
 from pipeline.config import DecayShape, Recipe, ScheduleName
 
-
 DECAYS: Final[Mapping[DecayShape, Callable[[float], float]]] = {
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),

@@ -387,7 +387,9 @@ def test_what_is_left_over_of_a_balanced_epoch_goes_to_other_classes_each_time()
 
 def test_a_balanced_epoch_shows_others_of_a_frequent_class_each_time() -> None:
     order, labels = skewed(batch=25, virtual_ranks=1)
-    shown = [set(line_of(order, epoch).samples[labels[line_of(order, epoch).samples] == 0].tolist()) for epoch in (0, 1)]
+    shown = [
+        set(line_of(order, epoch).samples[labels[line_of(order, epoch).samples] == 0].tolist()) for epoch in (0, 1)
+    ]
     assert [len(of_epoch) for of_epoch in shown] == [25, 25]
     assert shown[0] != shown[1]
 

@@ -91,9 +91,7 @@ def test_what_makes_no_sense_with_classes_is_refused(skewed: Dataset, tmp_path: 
     for recipe, flag in ((BALANCED, "--data.balance"), (WEIGHTED, "--mix.class-weights")):
         (problem,) = split_problems(recipe, streamed)
         assert str(problem).startswith(f"{flag} goes by the labels of all images")
-    done = vitrail(
-        "order", "deit_small", "--simulate", "shards=2,samples=9000", "--epoch", 0, "--data.balance", code=2
-    )
+    done = vitrail("order", "deit_small", "--simulate", "shards=2,samples=9000", "--epoch", 0, "--data.balance", code=2)
     assert "made-up shards do not have" in done.stderr
-    with pytest.raises(BadRequest, match="--mix.class-weights is -1.0"):
+    with pytest.raises(BadRequest, match=r"--mix\.class-weights is -1\.0"):
         resolved(replace(HERE, mix=replace(HERE.mix, class_weights=(-1.0, 1.0, 1.0, 1.0))), skewed, tmp_path)
