@@ -54,6 +54,7 @@ BY_LAYER: Final = OnlyWith("finetune.rates", ("geometric", "divided", "linear"))
 ADAPTIVE: Final = OnlyWith("optim.name", ("adamw", "adam", "lamb"))
 SGD: Final = OnlyWith("optim.name", ("sgd",))
 MOMENTUM: Final = OnlyWith("optim.momentum")
+AVERAGED: Final = OnlyWith("ema.decay")
 WSD: Final = OnlyWith("optim.schedule", ("wsd",))
 JUDGED: Final = OnlyWith("checkpoint.best", ("top1", "top5", "loss"))
 
@@ -98,7 +99,7 @@ class Data:
     images: Annotated[int, FREE, AT_LEAST_1]  # training images the recipe was written for; a plan without data uses it
     subset: Annotated[int, VIEW, NOT_NEGATIVE] = 0  # train on so many of the images, chosen by the seed; 0: on all
     repeats: Annotated[int, VIEW, COST, AT_LEAST_1] = 1  # repeated augmentation: views of an image that an epoch shows
-    balance: Annotated[bool, VIEW] = False  # every class equally often: in an epoch, images of rare ones come again
+    balance: Annotated[bool, VIEW] = False  # every class equally often: images of rare ones come several times
     epoch: Annotated[Literal["views", "images"], VIEW] = "views"  # as many views as images (DeiT), or all images
     window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # samples that are shuffled among each other
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
@@ -154,7 +155,7 @@ class Mix:
     switch_prob: Annotated[float, VIEW, SHARE, *BOTH_MIXES] = 0.5  # probability of CutMix where both are on
     smoothing: Annotated[float, RUN, SHARE] = 0.0  # label smoothing
     loss: Annotated[Literal["ce", "bce"], RUN] = "ce"  # cross-entropy, or binary: every class in the mixture is one
-    class_weights: Annotated[ClassWeights, RUN, NOT_NEGATIVE] = ()  # of each class in it; balanced: by the rarer, more
+    class_weights: Annotated[ClassWeights, RUN, NOT_NEGATIVE] = ()  # of each class in the loss; balanced: by rarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +218,7 @@ class Ema:
     """Moving average of the weights, evaluated beside them."""
 
     decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # of a step; 0: no average
-    more: Annotated[
-        tuple[float, ...], RUN, COST, POSITIVE_SHARE, OnlyWith("ema.decay")
-    ] = ()  # further averages' decays
+    more: Annotated[tuple[float, ...], RUN, COST, POSITIVE_SHARE, AVERAGED] = ()  # decays of further averages
     warmup: Annotated[bool, RUN] = True  # decay rises as 1 - step^(-2/3): a short run has an average of its own end
 
     @property
@@ -235,7 +234,7 @@ class Eval:
 
     every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 1  # epochs between evaluations; 0: by steps, and at the end
     every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps between evaluations; 0: by epochs alone
-    patience: Annotated[int, FREE, NOT_NEGATIVE, JUDGED] = 0  # evaluations without a better one that end a run; 0: none
+    patience: Annotated[int, FREE, NOT_NEGATIVE, JUDGED] = 0  # end after so many evaluations with none better; 0: never
     batch: Annotated[int, FREE, AT_LEAST_1] = 64  # images in one forward pass, the same on any hosting
     crop_ratio: Annotated[float, FREE, POSITIVE_SHARE] = 0.875  # side of the centre crop over the image's shorter side
 

@@ -227,7 +227,7 @@ def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
         yield Problem(
             by_label[0],
             f"--{flag(by_label[0])} goes by the labels of all images, and those of {dataset.named} come with the "
-            f"shards. Index them first: vitrail shards index",
+            f"shards. Copy the shards here, with their index.",
         )
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")
