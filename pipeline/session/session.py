@@ -365,13 +365,14 @@ def finish(job: Job, run: Run, events: Events) -> None:
     nets = run.weights.nets()
     if not job.hosting.main:
         return
-    best = events.best.record
-    top1 = {name: score.top1 for name, score in events.scores.items()}
+    best, top1 = events.best.record, {name: score.top1 for name, score in events.scores.items()}
     if best and best["step"] != run.last_step:
-        nets, top1 = (
-            run.weights.nets_of(checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"])).tensors),
-            best["scores"],
-        )
+        try:
+            kept = checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"]))
+            nets, top1 = run.weights.nets_of(kept.tensors), best["scores"]
+        except CheckpointError as error:
+            events.log.say(f"{error} Exporting the newest weights instead of the best.")
+            best = None
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
         with atomic_write(folder.weights if name == "raw" else folder.averaged(name)) as file:

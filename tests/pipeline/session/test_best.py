@@ -1,6 +1,8 @@
 """The best checkpoint and the end at a plateau: what is kept, exported and said, and the same after a stop."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,21 @@ def test_a_run_that_ended_at_a_plateau_is_done_and_goes_on_with_more_patience(
     done = summary(tmp_path)
     assert (done["steps"], done["exported_step"]) == (STEPS, 14)
     assert "exported  the best: top1 0.9000 of the ema weights after step 14" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_where_the_best_checkpoint_is_torn_the_newest_weights_are_exported_aloud(
+    ended: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(ended, folder)
+    (folder / "summary.json").unlink()
+    os.truncate(checkpoint.folder_of(folder / "checkpoints", 6) / "model.safetensors", 100)
+    assert train_here(dataset, folder, STOPPING, PARTS) == 0
+    said = capsys.readouterr().out
+    assert "torn or altered (its hash differs). Exporting the newest weights instead of the best." in said
+    assert "exported  the best" not in said
+    assert (summary(folder)["exported_step"], summary(folder)["best"]) == (12, None)
 
 
 @pytest.mark.slow
