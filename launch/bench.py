@@ -47,6 +47,7 @@ from pipeline.job import MEASURING, Job
 from pipeline.model.build import build_model, build_student, on_meta
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
+from pipeline.session.best import Best
 from pipeline.session.events import Events
 from pipeline.session.log import Log
 from pipeline.session.rehearsal import made_up
@@ -352,7 +353,7 @@ def training(job: Job, loader_cores: int, stack: ExitStack) -> Arm:
     stack.callback(run.feed.close)
     pin(loader_cores, loader=False)
     log = stack.enter_context(Log(folder, step=0, last_step=run.last_step, process=0, trace=False, quiet=True))
-    events = Rounds(run, log, None, Writer(), {}, watch=Watch(recipe.spike))
+    events = Rounds(run, log, None, Writer(), {}, watch=Watch(recipe.spike), best=Best("none", 0))
 
     def a_round() -> float:
         train(run, events)

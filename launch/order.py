@@ -95,6 +95,8 @@ def simulated(request: Request, said: str) -> tuple[Order, Callable[[int], str]]
     if simulation.ranks:
         recipe = replace(recipe, virtual_ranks=simulation.ranks, batch=simulation.ranks * recipe.rank_batch)
     found = [*request.unknown, *recipe_problems(recipe)]
+    if recipe.data.balance:
+        found.append(Problem("data.balance", "--data.balance goes by labels, which made-up shards do not have."))
     if request.data:
         found.append(Problem("data", "--simulate makes up the data; leave --data out."))
     if found:

@@ -18,12 +18,12 @@ from pipeline.job import PLANNING, Job
 from pipeline.model.build import build_student
 from pipeline.model.student import Student
 from pipeline.session.rehearsal import measured_speed
+from pipeline.update.optimizer import numbers_kept
 from shards.errors import Problem
 from shards.terminal import plain
 
 IMAGE_BYTES: Final = 110_000  # mean JPEG of ImageNet-1k, where there is no data to ask
 FLOAT: Final = 4  # bytes
-MOMENTS: Final = {"adamw": 2, "adam": 2, "lamb": 2, "sgd": 1}  # tensors the optimizer keeps for each parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,8 +200,8 @@ def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> di
     whole = {
         "weights": weights,
         "gradients": gradients,
-        "moments": gradients * MOMENTS[recipe.optim.name],
-        "ema": weights if recipe.ema.decay else 0,
+        "moments": round(gradients * numbers_kept(recipe.optim)),
+        "ema": weights * len(recipe.ema.decays),
     }
     shared = {
         part: -(-size // hosting.processes) if hosting.engine in sharing[part] else size for part, size in whole.items()

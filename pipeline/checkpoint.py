@@ -50,8 +50,8 @@ class Snapshot(NamedTuple):
     """What a checkpoint holds."""
 
     step: int  # finished steps
-    state: dict[str, Any]  # recipe, fingerprints, wall_seconds, losses, skipped_steps, trained
-    tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and ema where there is one
+    state: dict[str, Any]  # recipe, fingerprints, wall_seconds, losses, skipped_steps, trained, best
+    tensors: dict[str, dict[str, Tensor]]  # model, optimizer, and each average
 
 
 class OtherFormat(CheckpointError):
@@ -65,14 +65,16 @@ def save(
     tensors: Mapping[str, Tensors],
     keep: int,
     spare: int = 0,
+    best: int | None = None,
     write_file: WriteFile = save_file,
 ) -> Path:
     """Write the checkpoint of `step` under `root`, remove all but the newest `keep`, and return its folder.
 
-    The newest of a multiple of `spare` steps is kept too. Raises CheckpointError where it cannot be written, to a
-    full disk for instance, and FileNotFoundError where the folder is gone; those before it stay whole.
+    The newest of a multiple of `spare` steps is kept too, and that of `best` steps. Raises CheckpointError where it
+    cannot be written, to a full disk for instance, and FileNotFoundError where the folder is gone; those before it stay
+    whole.
     """
-    final = root / f"step-{step:08d}"
+    final = folder_of(root, step)
     temporary = root / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     root.mkdir(exist_ok=True)  # and not what it lies in: a run's folder that is gone stays so
@@ -104,7 +106,7 @@ def save(
     saved = checkpoints(root)
     spared = next((path for path in saved if spare and step_of(path) % spare == 0), None)
     for old in saved[keep:]:
-        if old != spared:
+        if old != spared and step_of(old) != best:
             shutil.rmtree(old)
     return final
 
@@ -126,11 +128,18 @@ class Writer:
         self._writing: Future[Path] | None = None
 
     def save(
-        self, root: Path, step: int, state: Mapping[str, Any], tensors: Mapping[str, Tensors], keep: int, spare: int = 0
+        self,
+        root: Path,
+        step: int,
+        state: Mapping[str, Any],
+        tensors: Mapping[str, Tensors],
+        keep: int,
+        spare: int = 0,
+        best: int | None = None,
     ) -> None:
         """Begin to `save`, when the one before is written.  Raises CheckpointError for that one."""
         self.wait()
-        self._writing = self._thread.submit(save, root, step, state, tensors, keep, spare, self.write_file)
+        self._writing = self._thread.submit(save, root, step, state, tensors, keep, spare, best, self.write_file)
 
     def write_file(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Write one file of a checkpoint."""
@@ -146,6 +155,11 @@ class Writer:
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first."""
     return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def folder_of(root: Path, step: int) -> Path:
+    """Return the checkpoint folder under `root` of so many finished steps."""
+    return root / f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:

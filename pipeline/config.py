@@ -30,11 +30,14 @@ IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 EngineName = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]  # `pipeline/update/engine.py`
-ScheduleName = Literal["timm", "pycls", "big_vision"]  # `pipeline/update/schedule.py`
+ScheduleName = Literal["timm", "pycls", "big_vision", "wsd"]  # `pipeline/update/schedule.py`
+DecayShape = Literal["linear", "sqrt", "cosine"]
+Metric = Literal["none", "top1", "top5", "loss"]  # `pipeline/session/best.py`
 Precision = Literal["bf16", "fp32"]
 Crop = Literal["resized", "padded", "simple", "whole"]  # `pipeline/data/augment.py`
 Policy = Literal["rand", "rand_tf", "auto", "auto_v0", "three"]  # `pipeline/data/policy.py`
 Interpolation = Literal["bicubic", "bilinear"]
+ClassWeights = tuple[float, ...] | Literal["balanced"]
 Channels = tuple[float, float, float]  # a number for each of red, green and blue
 
 TAUGHT: Final = OnlyWith("distill.teacher")
@@ -51,6 +54,9 @@ BY_LAYER: Final = OnlyWith("finetune.rates", ("geometric", "divided", "linear"))
 ADAPTIVE: Final = OnlyWith("optim.name", ("adamw", "adam", "lamb"))
 SGD: Final = OnlyWith("optim.name", ("sgd",))
 MOMENTUM: Final = OnlyWith("optim.momentum")
+AVERAGED: Final = OnlyWith("ema.decay")
+WSD: Final = OnlyWith("optim.schedule", ("wsd",))
+JUDGED: Final = OnlyWith("checkpoint.best", ("top1", "top5", "loss"))
 
 RISING: Final = Range(0, excluded=True, ascending=True)
 MEAN: Final = Range(0, 1, note=" (divide values of 0 to 255 by 255)")
@@ -93,6 +99,7 @@ class Data:
     images: Annotated[int, FREE, AT_LEAST_1]  # training images the recipe was written for; a plan without data uses it
     subset: Annotated[int, VIEW, NOT_NEGATIVE] = 0  # train on so many of the images, chosen by the seed; 0: on all
     repeats: Annotated[int, VIEW, COST, AT_LEAST_1] = 1  # repeated augmentation: views of an image that an epoch shows
+    balance: Annotated[bool, VIEW] = False  # every class equally often: images of rare ones come several times
     epoch: Annotated[Literal["views", "images"], VIEW] = "views"  # as many views as images (DeiT), or all images
     window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # samples that are shuffled among each other
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
@@ -148,6 +155,7 @@ class Mix:
     switch_prob: Annotated[float, VIEW, SHARE, *BOTH_MIXES] = 0.5  # probability of CutMix where both are on
     smoothing: Annotated[float, RUN, SHARE] = 0.0  # label smoothing
     loss: Annotated[Literal["ce", "bce"], RUN] = "ce"  # cross-entropy, or binary: every class in the mixture is one
+    class_weights: Annotated[ClassWeights, RUN, NOT_NEGATIVE] = ()  # of each class in the loss; balanced: by rarity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,9 +193,10 @@ class Finetune:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optim:
-    """The optimizer and its schedule: linear warm-up and half a cosine, by step (`pipeline/update/schedule.py`)."""
+    """The optimizer and its schedule: linear warm-up, then half a cosine or wsd (`pipeline/update/schedule.py`)."""
 
-    name: Annotated[Literal["adamw", "adam", "sgd", "lamb"], RUN, COST] = "adamw"  # the optimizer
+    name: Annotated[str, RUN, COST] = "adamw"  # adam, sgd, lamb, or any of timm's: muon, lion, ... (docs/training.md)
+    args: Annotated[tuple[str, ...], RUN, COST] = ()  # its further arguments, as key=value: ns_steps=5 betas=0.9,0.95
     lr: Annotated[float, RUN, POSITIVE]  # peak rate for a global batch of lr_batch, scaled linearly to the recipe's
     lr_batch: Annotated[int, RUN, NOT_NEGATIVE] = 512  # images; 0: the rate is taken as it is
     weight_decay: Annotated[float, RUN, NOT_NEGATIVE] = 0.05  # not for biases, norms, and what the model exempts
@@ -195,7 +204,9 @@ class Optim:
     eps: Annotated[float, RUN, POSITIVE, ADAPTIVE] = 1e-8  # what adam, adamw, lamb add to the root of the second moment
     momentum: Annotated[float, RUN, SHARE, SGD] = 0.9  # of sgd
     nesterov: Annotated[bool, RUN, SGD, MOMENTUM] = False  # Nesterov's momentum, which timm's own `sgd` has
-    schedule: Annotated[ScheduleName, RUN] = "timm"  # whose: how warm-up and cosine meet (docs/recipes.md)
+    schedule: Annotated[ScheduleName, RUN] = "timm"  # whose cosine (docs/recipes.md), or wsd: warm-up, stable, decay
+    decay_epochs: Annotated[float, RUN, NOT_NEGATIVE, WSD] = 0.0  # wsd: the last epochs, in which the rate falls
+    decay_shape: Annotated[DecayShape, RUN, WSD] = "linear"  # wsd: or 1 - sqrt, half a cosine
     warmup_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 5.0  # epochs in which the rate rises linearly
     warmup_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-6  # rate of the first step, not scaled
     min_lr: Annotated[float, RUN, NOT_NEGATIVE] = 1e-5  # rate after the last step, not scaled
@@ -207,14 +218,23 @@ class Ema:
     """Moving average of the weights, evaluated beside them."""
 
     decay: Annotated[float, RUN, COST, SHARE] = 0.99996  # of a step; 0: no average
+    more: Annotated[tuple[float, ...], RUN, COST, POSITIVE_SHARE, AVERAGED] = ()  # decays of further averages
     warmup: Annotated[bool, RUN] = True  # decay rises as 1 - step^(-2/3): a short run has an average of its own end
+
+    @property
+    def decays(self) -> dict[str, float]:
+        """The decay of each average, by the name that it is evaluated and saved under."""
+        named = {"ema": self.decay} if self.decay else {}
+        return named | {f"ema-{decay:g}": decay for decay in self.more}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eval:
     """Evaluation on the split `val`, or `test` where there is no `val`."""
 
-    every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 1  # epochs between evaluations; 0: after the last step alone
+    every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 1  # epochs between evaluations; 0: by steps, and at the end
+    every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps between evaluations; 0: by epochs alone
+    patience: Annotated[int, FREE, NOT_NEGATIVE, JUDGED] = 0  # end after so many evaluations with none better; 0: never
     batch: Annotated[int, FREE, AT_LEAST_1] = 64  # images in one forward pass, the same on any hosting
     crop_ratio: Annotated[float, FREE, POSITIVE_SHARE] = 0.875  # side of the centre crop over the image's shorter side
 
@@ -223,9 +243,11 @@ class Eval:
 class Checkpoint:
     """When to save, beside the end of the run."""
 
-    every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps between checkpoints; 0: the clock alone decides
-    every_minutes: Annotated[float, FREE, NOT_NEGATIVE] = 15.0  # minutes between checkpoints; 0: steps alone decide
+    every_steps: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps between checkpoints; 0: none by steps
+    every_epochs: Annotated[int, FREE, NOT_NEGATIVE] = 0  # epochs between checkpoints; 0: none by epochs
+    every_minutes: Annotated[float, FREE, NOT_NEGATIVE] = 15.0  # minutes between checkpoints; 0: none by the clock
     keep: Annotated[int, FREE, AT_LEAST_1] = 2  # the newest so many are kept
+    best: Annotated[Metric, FREE] = "none"  # keep and export the best by a metric of the evaluations, not the newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

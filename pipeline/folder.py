@@ -94,7 +94,7 @@ class RunFolder:
         self.summary = path / "summary.json"  # the last file of a run
         self.checkpoints = path / "checkpoints"
         self.weights = path / "model.safetensors"  # with the next two, what timm loads
-        self.ema_weights = path / "model_ema.safetensors"
+        self.ema_weights = self.averaged("ema")
         self.timm_config = path / "config.json"
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"  # samples that could not be used
@@ -120,6 +120,10 @@ class RunFolder:
             return []
         ours = {self.rehearsal.name, "lost+found"}
         return [name for name in names if name not in ours and not name.startswith(".") and not LOG.search(name)]
+
+    def averaged(self, name: str) -> Path:
+        """Return where an average of the weights lies, `ema` or a further one, beside `weights`."""
+        return self.path / f"model_{name}.safetensors"
 
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from timm.layers import PatchEmbed
 
 from pipeline import checkpoint
@@ -34,6 +35,7 @@ from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, label_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
+from pipeline.update.optimizer import numbers_kept, optimizer_problems
 from pipeline.update.schedule import Schedule
 from shards.dataset import Dataset
 from shards.errors import BadRequest, DamagedFile, Problem, ShardError, SourceError, harmless
@@ -42,7 +44,7 @@ from shards.index import Index
 from shards.open import Opener, Reading
 
 SHOWN: Final = 3  # of many names, in a sentence
-BYTES_A_PARAMETER: Final = 16  # of a checkpoint: weight, average and two moments, 4 bytes each
+FLOAT: Final = 4  # bytes
 
 
 class Need(NamedTuple):
@@ -101,7 +103,23 @@ class Job:
     @cached_property
     def order(self) -> Order:
         """Which views a virtual rank sees at a step; without data, on one shard of as many images."""
-        return order_of(self.recipe, self.index.shard_sizes if self.dataset else (self.images,))
+        if not self.dataset:
+            return order_of(self.recipe, (self.images,))
+        return order_of(self.recipe, self.index.shard_sizes, self.index.known_labels)
+
+    @cached_property
+    def class_weights(self) -> tuple[float, ...]:
+        """The weight of each class in the loss; none where all weigh the same.
+
+        `balanced`: images / (classes x images of the class), of those that the run trains on; 0 for a class of none.
+        """
+        weights, classes = self.recipe.mix.class_weights, self.recipe.data.classes
+        if weights != "balanced":
+            return weights
+        assert self.index.known_labels is not None, "the request was refused"
+        labels = self.index.known_labels if self.order.chosen is None else self.index.known_labels[self.order.chosen]
+        counts = np.bincount(labels, minlength=classes)
+        return tuple(np.where(counts, len(labels) / (classes * np.maximum(counts, 1)), 0.0).tolist())
 
     @property
     def schedule(self) -> Schedule:
@@ -131,12 +149,13 @@ class Job:
     @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, at most."""
-        return self.parameter_count * BYTES_A_PARAMETER
+        tensors = 1 + len(self.recipe.ema.decays) + numbers_kept(self.recipe.optim)
+        return round(self.parameter_count * FLOAT * tensors)
 
     @property
     def checkpoint_space(self) -> int:
         """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more."""
-        kept = self.recipe.checkpoint.keep
+        kept = self.recipe.checkpoint.keep + (self.recipe.checkpoint.best != "none")
         return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
 
     def shared_memory(self, workers: int) -> int:
@@ -196,6 +215,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         found += label_problems(job.dataset)
         found += split_problems(recipe, job.dataset) if need.train else []
     if need.model:
+        found += optimizer_problems(recipe.optim)
         found += data_problems(recipe, job.dataset) if job.dataset and need.train else []
         try:
             job = replace(job, parameters=_parameters(job, found))
@@ -208,7 +228,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         except BadRequest as error:
             found += error.problems
     if need.output:
-        found += list(_output_problems(job))
+        found += list(_output_problems(job, found))
     if need.loader and not (job.dataset and "train" not in job.dataset.splits):
         found += _loader_problems(job, found)
     if need.loader and job.dataset and not found:
@@ -367,7 +387,7 @@ def _data_fingerprint(job: Job, need: Need) -> str:
     return json_sha256({name: index.fingerprint for name, index in job.dataset.splits.items()})
 
 
-def _output_problems(job: Job) -> Iterator[Problem]:
+def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     """Yield what is wrong with the output folder, and with resuming there."""
     folder = job.folder
     try:
@@ -386,7 +406,8 @@ def _output_problems(job: Job) -> Iterator[Problem]:
             f"--output {folder}: holds what is no run's ({', '.join(strangers[:SHOWN])}{more}); name a folder of the "
             f"run's own.",
         )
-    if (free := shutil.disk_usage(folder.existing).free) < (needed := job.checkpoint_space):
+    free = shutil.disk_usage(folder.existing).free
+    if not _concerns(found, "optim.") and free < (needed := job.checkpoint_space):
         yield Problem(
             "output",
             f"--output {folder}: {free / 1e6:,.0f} MB are free, the run's checkpoints need {needed / 1e6:,.0f} MB more "

@@ -9,19 +9,24 @@ from torch import Tensor
 from pipeline.config import Distill, Recipe
 
 
-def objective(logits: Tensor, targets: Tensor, outputs: Tensor | None, recipe: Recipe) -> Tensor:
+def objective(
+    logits: Tensor, targets: Tensor, outputs: Tensor | None, recipe: Recipe, class_weights: Tensor | None = None
+) -> Tensor:
     """Return the loss of each image, [B], for logits [H, B, C] and soft targets [B, C].
 
     The first head learns the targets: by cross-entropy, or by the mean over classes of the binary one, to which every
     class in the mixture is 1 (deit/engine.py; RSB, 2110.00476). Where there are outputs of a teacher, the last head,
     which is the same one without a distillation token, learns them with the share `distill.weight`.
+
+    `class_weights` [C] are factors of each class's part of what is learnt of the targets, not of a teacher. The mean
+    over a batch stays one over its images: torch's own for soft targets.
     """
     distill = recipe.distill
     if recipe.mix.loss == "bce":
         whole = targets.gt(0).to(targets.dtype)
-        loss = F.binary_cross_entropy_with_logits(logits[0], whole, reduction="none").mean(1)
+        loss = F.binary_cross_entropy_with_logits(logits[0], whole, weight=class_weights, reduction="none").mean(1)
     else:
-        loss = F.cross_entropy(logits[0], targets, reduction="none")
+        loss = F.cross_entropy(logits[0], targets, weight=class_weights, reduction="none")
     if outputs is None:
         return loss
     return (1 - distill.weight) * loss + distill.weight * distillation(logits[-1], outputs, distill)

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SUBSET = 9
     SHUFFLE_SCORE = 10
     DROPOUT = 11
+    BALANCE = 12
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0) -> np.random.Generator:
@@ -34,7 +35,8 @@ def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, c
     Philox counts its blocks in word 0 of the counter, so streams with other (sample, epoch, purpose, copy) do
     not meet before 2^64 blocks. What is drawn once a virtual rank or a step takes the place of the sample.
     """
-    counter = [0, sample, epoch, purpose * 256 + copy]
+    more, copy = divmod(copy, 256)  # of a class-balanced order, whose rare images come often
+    counter = [0, sample, epoch, more << 32 | purpose * 256 + copy]
     return np.random.Generator(np.random.Philox(key=seed, counter=counter))
 
 

@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
 from pipeline.fields import Field, flag, flatten, written
+from pipeline.update.optimizer import needs_whole_parameters
 from shards.dataset import Dataset
 from shards.errors import Problem
 
@@ -39,6 +40,18 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     if recipe.mix.loss == "bce" and recipe.mix.smoothing:
         yield Problem("mix.smoothing", "--mix.loss bce takes labels as they are: --mix.smoothing 0 goes with it.")
+    weights = recipe.mix.class_weights
+    if weights and weights != "balanced" and (len(weights) != recipe.data.classes or not any(weights)):
+        yield Problem(
+            "mix.class_weights",
+            f"--mix.class-weights has {len(weights)} weights: one for each of the {recipe.data.classes} classes, not "
+            f"all 0, or balanced.",
+        )
+    if weights == "balanced" and recipe.data.balance:
+        yield Problem(
+            "mix.class_weights",
+            "--mix.class-weights balanced and --data.balance both make up for rare classes: take one of them.",
+        )
     if recipe.augment.policy == "rand_tf" and not recipe.augment.rand_ops:
         yield Problem(
             "augment.rand_ops", "--augment.policy rand_tf: how many operations a view, --augment.rand-ops? 0 is none."
@@ -47,6 +60,19 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "optim.warmup_epochs",
             f"--optim.warmup-epochs {recipe.optim.warmup_epochs} is longer than --epochs {recipe.epochs}.",
+        )
+    yield from _wsd_problems(recipe)
+    if set(recipe.ema.more) & {recipe.ema.decay} or len(set(recipe.ema.more)) < len(recipe.ema.more):
+        yield Problem(
+            "ema.more",
+            f"{written('ema.more', recipe.ema.more)}: each average has a decay of its own; --ema.decay is "
+            f"{recipe.ema.decay}.",
+        )
+    if recipe.checkpoint.best != "none" and not (recipe.eval.every_epochs or recipe.eval.every_steps):
+        yield Problem(
+            "checkpoint.best",
+            f"--checkpoint.best {recipe.checkpoint.best} compares evaluations: how often, --eval.every-epochs or "
+            f"--eval.every-steps?",
         )
     if recipe.spike.policy == "rollback" and not recipe.checkpoint.every_steps:
         yield Problem(
@@ -59,6 +85,23 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from _finetune_problems(recipe)
     yield from _distill_problems(recipe)
+
+
+def _wsd_problems(recipe: Recipe) -> Iterator[Problem]:
+    optim = recipe.optim
+    if optim.schedule != "wsd":
+        return
+    if not optim.decay_epochs:
+        yield Problem(
+            "optim.decay_epochs", "--optim.schedule wsd: over how many epochs does the rate fall, --optim.decay-epochs?"
+        )
+    trained = recipe.epochs - recipe.finetune.head_epochs
+    if optim.warmup_epochs + optim.decay_epochs > trained > 0:
+        yield Problem(
+            "optim.decay_epochs",
+            f"--optim.warmup-epochs {optim.warmup_epochs} and --optim.decay-epochs {optim.decay_epochs} together are "
+            f"longer than the {trained:g} epochs there are.",
+        )
 
 
 def _name_problems(name: str) -> Iterator[Problem]:
@@ -155,9 +198,11 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             f"{processes} processes cannot host --virtual-ranks {ranks} under {engine}, where all pass through the "
             f"model equally often. Start {fitting}, or take DDP, which hosts unequal shares.",
         )
-    if recipe.optim.name == "lamb":
+    if needing := needs_whole_parameters(recipe.optim):
         yield Problem(
-            "optim.name", f"--optim.name lamb needs each parameter in one piece, which {engine} takes apart. Take DDP."
+            needing,
+            f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
+            f"in one piece, which {engine} takes apart. Take DDP.",
         )
     if recipe.compute.compile and engine == "zero3":
         yield Problem(
@@ -180,6 +225,14 @@ def label_problems(dataset: Dataset) -> Iterator[Problem]:
 
 def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield what is wrong with looking at the training split of a data set as a recipe does."""
+    by_label = ["data.balance"] if recipe.data.balance else []
+    by_label += ["mix.class_weights"] if recipe.mix.class_weights == "balanced" else []
+    if by_label and "train" in dataset.splits and dataset.splits["train"].known is None:
+        yield Problem(
+            by_label[0],
+            f"--{flag(by_label[0])} goes by the labels of all images, and those of {dataset.named} come with the "
+            f"shards. Copy the shards here, with their index.",
+        )
     if "train" not in dataset.splits:
         yield Problem("data", f"{dataset.named}: no split `train` (it has {', '.join(dataset.splits)}).")
     elif (images := len(dataset.splits["train"])) < recipe.data.subset:
@@ -202,4 +255,9 @@ def data_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
             "batch",
             f"--batch {recipe.batch} is more than the {shown} training images of {dataset.named}; "
             f"an epoch would have no step.",
+        )
+    if recipe.checkpoint.best != "none" and dataset.evaluation_split() is None:
+        yield Problem(
+            "checkpoint.best",
+            f"--checkpoint.best {recipe.checkpoint.best}: {dataset.named} has no split `val` or `test` to evaluate on.",
         )

@@ -69,7 +69,7 @@ def train(run: "Run", events: Events) -> bool:
         for micro in micro_batches(run, step, events):
             with engine.exchange(micro.last):
                 logits = engine.student(micro.images, micro.keys)
-                loss = objective(logits, micro.targets, micro.outputs, recipe)
+                loss = objective(logits, micro.targets, micro.outputs, recipe, run.class_weights)
                 engine.backward(loss.sum() * run.loss_scale)
             losses[micro.virtual_rank] += loss.detach().sum()
             if micro.outputs is not None:
@@ -90,6 +90,7 @@ class Run:
     weights: Weights  # model, engine, optimizer, average
     feed: Feed  # batches
     teacher: TeacherOutputs | None
+    class_weights: Tensor | None  # [C], in the loss
     norms: BatchNorms
     first_step: int
     last_step: int  # where the phase of this session ends
@@ -127,7 +128,6 @@ def build(
         job.hosting,
         accelerator,
         saved if since or not saved else {**saved, "optimizer": {}},  # that of the head's phase has done its part
-        updates=len(since) - sum(step in since for step in skipped_steps),
         head_alone=first_step < schedule.head_steps,
     )
     teacher = None
@@ -148,6 +148,7 @@ def build(
         weights=weights,
         feed=Feed(iter(loader) if len(sampler) else iter(())),
         teacher=teacher,
+        class_weights=torch.tensor(job.class_weights, device=accelerator.device) if job.class_weights else None,
         norms=BatchNorms(weights.net),
         first_step=first_step,
         last_step=last_step,

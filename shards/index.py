@@ -98,6 +98,11 @@ class Index:
         return join(self.place or str(self.folder), self.shards[shard].name)
 
     @property
+    def known_labels(self) -> NDArray[np.int64] | None:
+        """The label of each sample, None while some shards have not arrived."""
+        return None if self.known is None else self.known["label"].astype(np.int64)
+
+    @property
     def shard_sizes(self) -> tuple[int, ...]:
         """Samples of each shard."""
         return tuple(shard.samples for shard in self.shards)

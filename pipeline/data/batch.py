@@ -96,7 +96,7 @@ class TrainingBatches(Dataset[Batch]):
     def __init__(self, recipe: Recipe, index: Index) -> None:
         self.recipe = recipe
         self.index = index
-        self.order = order_of(recipe, index.shard_sizes)
+        self.order = order_of(recipe, index.shard_sizes, index.known_labels)
         self.reader = Reader(index)
         self._reasons: dict[int, str] = {}  # why samples are unusable, of those that were met: tried once, named once
 
@@ -123,7 +123,12 @@ class TrainingBatches(Dataset[Batch]):
                 rng = generator(recipe.seed, Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
                 boxes[slot] = erase_box(size, recipe.augment.erase, rng)
         mixing = draw_mixing(
-            recipe.mix, seed=recipe.seed, step=order_step, virtual_rank=virtual_rank, copies=copies, size=size
+            recipe.mix,
+            seed=recipe.seed,
+            step=order_step,
+            virtual_rank=virtual_rank,
+            copies=copies % recipe.data.repeats,  # a rare class's images come again, as further copies
+            size=size,
         )
         return Batch(
             step=step,

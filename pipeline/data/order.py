@@ -52,6 +52,10 @@ class Order:
 
     `epoch="views"` is DeiT's convention: an epoch shows as many views as there are images, so with r repeats a
     r-th of the images. `epoch="images"` shows every image, r times. After `cycle` epochs the views come again.
+
+    With `labels` it is class-balanced. The line of an epoch is as long as without, and holds each class that there is
+    equally often, but for one: images of a rare class several times, and of a frequent one some, others each epoch.
+    When an image comes again in an epoch, its copies are counted on, so that no two of its views are the same.
     """
 
     shard_sizes: tuple[int, ...]
@@ -63,6 +67,7 @@ class Order:
     epoch: Epoch = "views"
     cycle: int = 0  # epochs; 0: no cycle
     subset: int = 0  # samples, chosen by the seed; 0: all
+    labels: NDArray[np.int64] | None = None  # [N], where the order is class-balanced
 
     @cached_property
     def num_samples(self) -> int:
@@ -93,7 +98,13 @@ class Order:
         positions = step_in_epoch * self.rank_batch + np.arange(steps * self.rank_batch)
         in_span, copies = np.divmod(positions, self.repeats)
         in_line = virtual_rank * self.span + self._shuffled(epoch, virtual_rank, in_span)
-        return Views(step, epoch, self._samples(epoch, in_line), copies)
+        samples, times = self._samples(epoch, in_line)
+        return Views(step, epoch, samples, times * self.repeats + copies)
+
+    @property
+    def chosen(self) -> NDArray[np.int64] | None:
+        """The samples of the subset, None for all."""
+        return _chosen(self)[0]
 
     def window_at(self, epoch: int, position: int) -> Window:
         """Return the window that a position of a span lies in; all spans have the same ones.
@@ -143,7 +154,7 @@ class Order:
         while True:
             permutation = _permutation(self.seed, epoch, virtual_rank, window.number, window.size)
             in_line = virtual_rank * self.span + window.start + permutation[turned]
-            yield from self._samples(epoch, in_line).tolist()
+            yield from self._samples(epoch, in_line)[0].tolist()
             end = window.start + window.size
             window = self.window_at(epoch, end if end < self.span else 0)
             if window == own:
@@ -173,18 +184,26 @@ class Order:
             in_span = in_span[inside:]
         return np.concatenate(parts)
 
-    def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the samples at the given positions of the epoch's line."""
+    def _samples(self, epoch: int, in_line: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the samples at the given positions of the epoch's line, and how often each stood in it before."""
         chosen, _ = _chosen(self)
         line = _line(self, epoch)
         positions = (in_line + line.offset) % self.num_samples
         shards = np.searchsorted(line.ends, positions, side="right")
         samples = line.first_samples[shards] + positions - line.starts[shards]
-        return samples if chosen is None else chosen[samples]
+        times = np.zeros_like(samples)
+        if self.labels is not None:
+            balanced = _balanced(self, epoch)
+            places, samples = samples, balanced.samples[samples]
+            times = places - balanced.first_places[samples]
+        return samples if chosen is None else chosen[samples], times
 
 
-def order_of(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
-    """Return the order of a recipe on shards of these sizes; to count steps, one shard of all images does."""
+def order_of(recipe: Recipe, shard_sizes: tuple[int, ...], labels: NDArray[np.int64] | None = None) -> Order:
+    """Return the order of a recipe on shards of these sizes; to count steps, one shard of all images does.
+
+    `labels` [N] are those of all samples, which a class-balanced order goes by.
+    """
     return Order(
         shard_sizes=shard_sizes,
         seed=recipe.seed,
@@ -195,6 +214,7 @@ def order_of(recipe: Recipe, shard_sizes: tuple[int, ...]) -> Order:
         epoch=recipe.data.epoch,
         cycle=recipe.distill.store_epochs,
         subset=recipe.data.subset,
+        labels=labels if recipe.data.balance else None,
     )
 
 
@@ -207,6 +227,36 @@ def _chosen(order: Order) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
     rng = generator(order.seed, Purpose.SUBSET)
     chosen = np.sort(rng.choice(int(sizes.sum()), order.subset, replace=False))
     return chosen, np.diff(np.searchsorted(chosen, np.cumsum((0, *order.shard_sizes))))
+
+
+class _Balanced(NamedTuple):
+    """The samples of an epoch in which classes are balanced, ascending, each as often as it comes: its places [N]."""
+
+    samples: NDArray[np.int64]  # [N], by place; of a subset, their numbers in it
+    first_places: NDArray[np.int64]  # of each sample
+    sizes: NDArray[np.int64]  # places of each shard
+
+
+@lru_cache(maxsize=CACHED_LINES)
+def _balanced(order: Order, epoch: int) -> _Balanced:
+    assert order.labels is not None
+    chosen, sizes = _chosen(order)
+    labels = order.labels if chosen is None else order.labels[chosen]
+    counts = np.bincount(labels)
+    rng = generator(order.seed, Purpose.BALANCE, epoch=epoch)
+    present = rng.permutation(np.flatnonzero(counts))
+    quotas = np.zeros_like(counts)
+    quotas[present] = len(labels) // len(present)
+    quotas[present[: len(labels) % len(present)]] += 1  # what is left over, to others each epoch
+    whole, rest = np.divmod(quotas, np.maximum(counts, 1))
+    drawn = rng.permutation(len(labels))
+    by_class = drawn[np.argsort(labels[drawn], kind="stable")]  # the samples of each class, in random order
+    turn = np.empty_like(by_class)
+    turn[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    times = whole[labels] + (turn < rest[labels])
+    ends = np.cumsum(times)
+    bounds = np.concatenate([[0], ends])[np.concatenate([[0], np.cumsum(sizes)])]
+    return _Balanced(np.repeat(np.arange(len(labels)), times), ends - times, np.diff(bounds))
 
 
 class _Line(NamedTuple):
@@ -222,7 +272,7 @@ class _Line(NamedTuple):
 @lru_cache(maxsize=CACHED_LINES)
 def _line(order: Order, epoch: int) -> _Line:
     rng = generator(order.seed, Purpose.SHARD_ORDER, epoch=epoch)
-    _, sizes = _chosen(order)
+    sizes = _chosen(order)[1] if order.labels is None else _balanced(order, epoch).sizes
     shards = rng.permutation(len(sizes))
     ends = np.cumsum(sizes[shards])
     first_samples = np.cumsum(sizes) - sizes

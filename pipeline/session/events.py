@@ -26,6 +26,7 @@ from pipeline.checkpoint import Writer
 from pipeline.data.batch import Batch
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
+from pipeline.session.best import Best
 from pipeline.session.evaluate import Score, evaluate
 from pipeline.session.log import Log
 from pipeline.session.quarantine import Quarantine
@@ -54,15 +55,17 @@ class Evaluation(NamedTuple):
 
 
 class StopRequest:
-    """Whether this process was asked to stop by one of STOP_SIGNALS, while it listens.
+    """Whether this process was asked to stop by one of STOP_SIGNALS, while it listens; one that `speaks` answers.
 
     Python's handlers wait until the main thread comes back from what it waits for; where another process or a disk is
     gone, that is never. So a thread hears the signals as well, and ends the process at a second SIGINT, SIGTERM or
     SIGHUP. SIGUSR1 only asks, however often: clusters repeat it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, speaks: bool = False) -> None:
         self.asked = False
+        self.answer = "finishing what is being prepared and one step, then saving and stopping"  # what a request does
+        self._speaks = speaks
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -104,17 +107,30 @@ class StopRequest:
                     continue
                 if first is None:
                     first = time.monotonic()
+                    self._answer(signal.Signals(heard[0]))
                 elif time.monotonic() - first >= FORWARDED:
                     end_at_once(signal.Signals(heard[0]))
+
+    def _answer(self, number: signal.Signals) -> None:
+        """Say at once, whatever the run is at, what a request leads to."""
+        again = "Ctrl-C" if number == signal.SIGINT else number.name
+        if self._speaks:
+            say_at_once(f"{again}: {self.answer}. {again} again, after {FORWARDED:.0f} s, ends at once.")
 
 
 def end_at_once(number: signal.Signals) -> NoReturn:
     """End the process for a signal, whatever it waits for: nothing is saved, and no exit is waited for."""
-    said = f"{number.name} again: ended at once, nothing saved. The same command goes on from the newest checkpoint.\n"
+    say_at_once(
+        f"{number.name} again: ended at once, nothing saved. The same command goes on from the newest checkpoint."
+    )
+    os._exit(128 + number)
+
+
+def say_at_once(text: str) -> None:
+    """Print a line on standard error from beside the main thread, or leave it where nobody takes it."""
     if select.select([], [2], [], 0)[1]:  # a terminal that is halted takes nothing
         with suppress(OSError):  # one that hung up
-            os.write(2, said.encode())
-    os._exit(128 + number)
+            os.write(2, f"{chr(10) if os.isatty(2) else ''}{text}\n".encode())  # a terminal has echoed ^C there
 
 
 class Events:
@@ -135,6 +151,7 @@ class Events:
         stop: StopRequest | None = None,
         seconds: float = 0.0,
         watch: Watch,
+        best: Best,
         skipped: Sequence[Span] = (),
         trained: Mapping[str, Any] | None = None,
     ) -> None:
@@ -147,11 +164,13 @@ class Events:
         self.tally = Tally(run, trained)
         self.stopping = False
         self._state = state
+        self.best = best
         self._watch = watch
         self._skipped = skipped
         self._quarantine = Quarantine(log, run.job.index, run.accelerator)
         self._eval_quarantine = Quarantine(log, evaluation.split, run.accelerator) if evaluation else None
         self._stop = stop or StopRequest()
+        self._tell(run.first_step)
         self._save_asked = False
         self._writer = writer
         self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
@@ -183,16 +202,21 @@ class Events:
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         """Do what is due after a step; return True to stop.  The only place for anything "every N steps"."""
         recipe, done = self.recipe, step + 1
+        self._tell(done)
         end = done == self.run.last_step
         self.finished = done
         log_due = end or is_due(done, recipe.log.every_steps)
-        eval_due = end or is_due(done, recipe.eval.every_epochs * self.run.schedule.steps_per_epoch)
-        save_due = end or is_due(done, recipe.checkpoint.every_steps)
+        eval_due, save_due = (
+            end
+            or is_due(done, often.every_steps)
+            or is_due(done, often.every_epochs * self.run.schedule.steps_per_epoch)
+            for often in (recipe.eval, recipe.checkpoint)
+        )
         self._send(step, losses, agreed, norm)
         self._receive(step - 1)
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
             self._receive(step)
-        self.log.advance(done)
+        self.log.advance(done, recipe.batch)
         if is_due(done, self.run.schedule.steps_per_epoch):
             self.tally.check(done)
         if log_due and self._report and self._report.step == step:
@@ -200,12 +224,30 @@ class Events:
         paused = time.monotonic()
         if eval_due and self.evaluation:
             self.evaluate(done)
-        if save_due or self.stopping or self._save_asked:
-            self.save(done, wait=end or self.stopping)
+            # a checkpoint of the best is one to go on from, too
+            save_due |= done > self.run.schedule.head_steps and self.best.note(done, self.scores)
+        stopping = self.stopping or self.best.at_plateau
+        if save_due or stopping or self._save_asked:
+            self.save(done, wait=end or stopping)
         self._mark += time.monotonic() - paused
-        if self.stopping:
+        if self.best.at_plateau:
+            self._say_plateau(done)
+        elif self.stopping:
             self.log.record("event", done, self._epoch(done), {"event": "stopped on request"})
-        return self.stopping and done < self.run.schedule.last_step(self.run.first_step, self.run.job.max_steps)
+        return stopping and done < self.run.schedule.last_step(self.run.first_step, self.run.job.max_steps)
+
+    def _say_plateau(self, done: int) -> None:
+        event = f"plateau: nothing better than {self.best} in {self.recipe.eval.patience} evaluations"
+        self.log.record("event", done, self._epoch(done), {"event": event})
+        self.log.say(f"step {done}  {event}; the run ends here.")
+
+    def _tell(self, done: int) -> None:
+        """Have a request to stop answered by what is at work after `done` steps.
+
+        The request travels with the step at work, and is read there where that is logged or saved, else after the next.
+        """
+        steps = " or ".join(str(step) for step in (done + 1, done + 2) if step <= self.run.last_step)
+        self._stop.answer = f"finishing step {steps}, then saving and stopping" if steps else "finishing the last step"
 
     def skip_step(self, step: int) -> bool:
         """Do what is due after a step that is not trained; return True to stop."""
@@ -360,10 +402,12 @@ class Events:
                 "losses": self._watch.losses,
                 "skipped_steps": self._skipped,
                 "trained": self.tally.state,
+                "best": self.best.record,
             }
             saving = self.recipe.checkpoint
             spare = saving.every_steps if self.recipe.spike.policy == "rollback" else 0
-            self._writer.save(self.log.folder.checkpoints, step, state, tensors, saving.keep, spare)
+            best = self.best.record["step"] if self.best.record else None
+            self._writer.save(self.log.folder.checkpoints, step, state, tensors, saving.keep, spare, best)
         if wait:
             self._writer.wait()
             self.run.accelerator.wait_for_everyone()

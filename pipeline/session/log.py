@@ -14,7 +14,8 @@ from typing import IO, Any, Self
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,6 +28,14 @@ from shards.index import Index
 from shards.terminal import plain
 
 PICTURES = 16  # images of the augmented batch that TensorBoard shows
+
+
+class ImagesPerSecond(ProgressColumn):
+    """Images a second of the last half a minute, by the steps of the bar; empty where none is known yet."""
+
+    def render(self, task: Task) -> Text:
+        """Return what stands in the bar."""
+        return Text(f"{task.speed * task.fields['images']:,.0f} images/s" if task.speed else "")
 
 
 class Log:
@@ -57,8 +66,11 @@ class Log:
                 BarColumn(),
                 TextColumn("{task.completed}/{task.total}"),
             )
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
-            self._task = self._bar.add_task("step", total=last_step, completed=step)
+            self._bar = Progress(
+                *columns, ImagesPerSecond(), TimeRemainingColumn(), TextColumn("left"),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task("step", total=last_step, completed=step, images=0)
 
     def __enter__(self) -> Self:
         if self._bar:
@@ -81,10 +93,10 @@ class Log:
         self._console.print(plain(text))
         sys.stdout.flush()
 
-    def advance(self, step: int) -> None:
-        """Move the progress bar, where there is one."""
+    def advance(self, step: int, images: int) -> None:
+        """Move the progress bar, where there is one, by a step of so many images."""
         if self._bar:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, images=images)
 
     def record(self, kind: str, step: int, epoch: float, values: Mapping[str, Any]) -> None:
         """Write one line of metrics.jsonl, and its numbers to TensorBoard.  Raises OSError where it cannot."""

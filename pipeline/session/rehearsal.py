@@ -7,6 +7,7 @@ Nothing is kept but what was measured, in `rehearsal.json` of the run's folder, 
 
 import resource
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Recipe, cost_fields
+from pipeline.data.batch import TrainingBatches
+from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
 from pipeline.folder import Rehearsal, RunFolder
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
@@ -33,6 +36,15 @@ from shards.terminal import plain
 STEPS: Final = 4  # the first warms up and is not timed; before the last the run is stopped and resumed
 IMAGES_ON_CPU: Final = 4  # of a virtual rank in a step, where there is no accelerator
 EVALUATED: Final = 16  # images
+TIMED: Final = 4  # batches of a loader, at least
+PARTS: Final = {  # of timm's transformers, in words
+    "patch_embed": "patch embedding (patch_embed)",
+    "pos_embed": "position embeddings (pos_embed)",
+    "cls_token": "class token (cls_token)",
+    "dist_token": "distillation token (dist_token)",
+    "norm": "final norm (norm)",
+    "head_dist": "distillation head (head_dist)",
+}
 
 
 def rehearse(job: Job) -> int:
@@ -61,8 +73,9 @@ def rehearse(job: Job) -> int:
             print(harmless(says), flush=True)
         for last_step in (STEPS - 1, STEPS):
             run_job(replace(small, max_steps=last_step, resume="auto"), quiet=True)
+        prepared = loader_speed(small)
         if main:
-            speed = report(job, small)
+            speed = report(job, small, prepared)
             job.folder.path.mkdir(parents=True, exist_ok=True)
             kept = {
                 "images_per_second": speed / job.hosting.processes,
@@ -107,15 +120,68 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         batch=ranks * part,
         virtual_ranks=ranks,
         model=replace(recipe.model, pretrained=False),
-        data=replace(recipe.data, subset=0),
+        data=replace(recipe.data, subset=0, balance=False),
+        mix=replace(recipe.mix, class_weights=()),
         distill=replace(recipe.distill, store=""),
-        eval=replace(recipe.eval, every_epochs=0, batch=EVALUATED),
+        eval=replace(recipe.eval, every_epochs=0, every_steps=0, batch=EVALUATED),
+        checkpoint=replace(recipe.checkpoint, best="none"),
         log=replace(recipe.log, every_steps=1),
     )
 
 
-def report(job: Job, small: Job) -> float:
-    """Print what was measured, and the full run that follows from it; return the images/s of all processes."""
+def loader_speed(small: Job) -> float:
+    """Return the images/s that the loaders of all processes prepare, measured at once and with nothing beside them.
+
+    What their workers prepare before the first batch is taken is not timed, and as many batches are left at the end.
+    """
+    ahead = LOOK_AHEAD * small.hosting.workers + 1
+    batches = ahead + max(ahead, TIMED)
+    steps = range(-(-batches // len(small.virtual_ranks)))
+    sampler = StepSampler(steps, small.virtual_ranks)
+    loader = load(
+        TrainingBatches(small.recipe, small.index),
+        sampler,
+        workers=small.hosting.workers,
+        pin_memory=torch.cuda.is_available(),
+        remote=small.index.cache is not None,
+    )
+    taken = iter(loader)
+    wait_for_everyone()
+    for _ in range(ahead):
+        next(taken)
+    started = time.perf_counter()
+    for _ in range(ahead, batches):
+        next(taken)
+    seconds = max(time.perf_counter() - started, 1e-9)
+    wait_for_everyone()  # one that is done must not leave the others more of the machine
+    return (batches - ahead) * small.recipe.rank_batch / seconds * small.hosting.processes
+
+
+def slower(loader: float, model: float) -> str:
+    """Return which of loader and model is the slower, by the images/s of each alone, and what that asks for."""
+    said = f"loader {loader:.1f} images/s alone, model {model:.1f}"
+    if loader < model:
+        return f"the loader: {said}. More --data.workers or cores, or smaller images, make the run faster"
+    return f"the model: {said}"
+
+
+def trained_by_part(job: Job) -> Table:
+    """Return a table of what trains, by part of the model."""
+    table = Table(title="What trains")
+    for column in ("part", "trained", "of", "share"):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part, (some, total) in job.parameters.items():
+        share = total / job.parameter_count
+        table.add_row(*map(plain, (PARTS.get(part, part), f"{some:,}", f"{total:,}", f"{share:.1%}")))
+    table.add_row(*map(plain, ("all", f"{job.trained_parameters:,}", f"{job.parameter_count:,}", "")))
+    return table
+
+
+def report(job: Job, small: Job, prepared: float) -> float:
+    """Print what was measured, and the full run that follows from it; return the images/s of all processes.
+
+    `prepared`: the images/s of the loaders alone.
+    """
     recipe, hosting, order = job.recipe, job.hosting, job.order
     timed = small.folder.logged("train")[1 : STEPS - 1]
     speed = sum(line["images_per_second"] for line in timed) / len(timed)
@@ -137,6 +203,7 @@ def report(job: Job, small: Job) -> float:
         ),
         ("speed", f"{speed:.1f} images/s in {hosting.precision}, over {len(timed)} steps"),
         ("data wait", f"{wait:.1%} of the step"),
+        ("slower", slower(prepared, speed / max(1 - wait, 1e-9))),
         (
             "peak memory",
             f"{peak_memory() / 2**30:.2f} GiB a process, at {small.recipe.micro_batch_size} images a micro-batch",
@@ -156,6 +223,7 @@ def report(job: Job, small: Job) -> float:
         ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
     ):
         table.add_row(*map(plain, row))
+    Console().print(trained_by_part(job))
     Console().print(table)
     return speed
 

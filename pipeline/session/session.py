@@ -21,6 +21,7 @@ from pipeline.hosting import build_accelerator
 from pipeline.job import Job
 from pipeline.model.finetune import fold_head_norm
 from pipeline.model.hub import timm_config
+from pipeline.session.best import Best, Record
 from pipeline.session.evaluate import evaluation_loader
 from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
@@ -49,7 +50,7 @@ PARTS: Final = Parts()
 
 def run_job(job: Job, parts: Parts = PARTS, *, quiet: bool = False) -> int:
     """Train, or go on training, and finish the run's folder; return the exit code.  `quiet` leaves out the log."""
-    stop = StopRequest()
+    stop = StopRequest(speaks=job.hosting.main)
     with stop.listening():
         return run_session(job, parts, stop, quiet=quiet)
 
@@ -62,6 +63,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     with locked(job):
         main_alone(job, lambda: job.folder.mend(say))
         snapshot = restore(job, say)
+        job = ended_at_plateau(job, snapshot)
         if is_done(job, snapshot):
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
@@ -119,6 +121,7 @@ def run_phase(
             stop=stop,
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
+            best=best_of(job, saved.get("best")),
             skipped=skipped,
             trained=saved.get("trained"),
         )
@@ -131,10 +134,12 @@ def run_phase(
         finally:
             run.feed.close()
             session.to_step = events.finished
-        if stopped:
+        if events.best.at_plateau:
+            run.last_step = events.finished
+        elif stopped:
             log.say(f"Stopped on request; a checkpoint is saved. Start the same command again to go on: {job.folder}")
             return STOPPED
-        if run.last_step < run.schedule.last_step(run.first_step, job.max_steps):
+        elif run.last_step < run.schedule.last_step(run.first_step, job.max_steps):
             return None
         finish(job, run, events)
     return DONE
@@ -236,6 +241,20 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     return snapshot
 
 
+def best_of(job: Job, saved: Record | None) -> Best:
+    """Return the best evaluation so far, of which a checkpoint lies in the run's folder."""
+    settings = job.recipe.checkpoint
+    there = saved and checkpoint.folder_of(job.folder.checkpoints, saved["step"]).is_dir()
+    return Best(settings.best, job.recipe.eval.patience, saved if there else None)
+
+
+def ended_at_plateau(job: Job, snapshot: Snapshot | None) -> Job:
+    """Return the job, ended where its checkpoint lies if that is the end of a plateau already."""
+    if snapshot and best_of(job, snapshot.state.get("best")).at_plateau:
+        return replace(job, max_steps=snapshot.step)
+    return job
+
+
 def is_done(job: Job, snapshot: Snapshot | None) -> bool:
     """Return whether the run's folder is finished, up to the last step that is asked for."""
     step = snapshot.step if snapshot else 0
@@ -257,7 +276,9 @@ def introduce(
 ) -> None:
     """Say what a person should know of a run before its first step, and what it goes back for."""
     log.say(introduction(job, run, resumed=resumed))
-    if job.hosting.main and job.index.known is not None:  # else the labels come with the shards
+    if (
+        job.hosting.main and job.index.known is not None and not job.recipe.data.balance
+    ):  # else the labels come with the shards
         log.say(f"shuffle   {shuffle_of(job.order, job.index.known['label'])}")
     if job.dataset and job.dataset.evaluation_split() is None:
         log.say(f"{job.data} has no split `val` or `test`: the run is not evaluated.")
@@ -292,6 +313,16 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
+            *(
+                [f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]
+                if recipe.data.balance
+                else []
+            ),
+            *(
+                [f"loss      class weights {min(job.class_weights):.3g} to {max(job.class_weights):.3g}"]
+                if job.class_weights
+                else []
+            ),
             *([f"weights   {job.start}"] if job.start and not resumed else []),
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained_parts(job)}"] if recipe.finetune.strategy != "full" else []),
@@ -332,19 +363,29 @@ def finish(job: Job, run: Run, events: Events) -> None:
     nets = run.weights.nets()
     if not job.hosting.main:
         return
+    best, top1 = events.best.record, {name: score.top1 for name, score in events.scores.items()}
+    if best and best["step"] != run.last_step:
+        try:
+            kept = checkpoint.load(checkpoint.folder_of(folder.checkpoints, best["step"]))
+            nets, top1 = run.weights.nets_of(kept.tensors), best["scores"]
+        except CheckpointError as error:
+            events.log.say(f"{error} Exporting the newest weights instead of the best.")
+            best = None
     for name, net in nets.items():
         weights = fold_head_norm(net, net.state_dict())
-        with atomic_write({"raw": folder.weights, "ema": folder.ema_weights}[name]) as file:
+        with atomic_write(folder.weights if name == "raw" else folder.averaged(name)) as file:
             file.write(serialized({name: value.contiguous() for name, value in weights.items()}))
     names = job.dataset.classes if job.dataset else ()
     write_json(folder.timm_config, timm_config(job.recipe, names, run.weights.net.num_features))
-    scores = events.scores
     skipped = sum(step < run.last_step for step in run.skipped_steps)
     summary = {
         "steps": run.last_step,
         "epochs": run.last_step / run.schedule.steps_per_epoch,
-        "top1": scores["raw"].top1 if scores else None,
-        "top1_ema": scores["ema"].top1 if "ema" in scores else None,
+        "exported_step": best["step"] if best else run.last_step,
+        "best": best,
+        "top1": top1.get("raw"),
+        "top1_ema": top1.get("ema"),
+        **{f"top1_{name}": top1.get(name) for name in job.recipe.ema.decays},
         "images_per_second": events.images_per_second,
         "wall_seconds": events.wall_seconds,
         "views_seen": (run.last_step - skipped) * job.recipe.batch,
@@ -362,4 +403,6 @@ def finish(job: Job, run: Run, events: Events) -> None:
     if events.tally.proven:
         since = f", since step {events.tally.since}" if events.tally.since else ""
         events.log.say(f"views     all {events.tally.proven:,} as the order has them{since}")
+    if best:
+        events.log.say(f"exported  the best: {events.best}; the newest is of step {run.last_step}")
     events.log.say(f"done      {folder.summary}{shown}\ncurves    tensorboard --logdir {folder.tensorboard}")

@@ -26,7 +26,15 @@ from pipeline.hosting import Hosting
 from pipeline.library_internals import exchange_over_torch_alone, link_optimizer_state
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
-from pipeline.update.optimizer import build_optimizer, set_rates, update
+from pipeline.update.optimizer import (
+    as_kept,
+    as_tensor,
+    build_optimizer,
+    group_counters,
+    restore_group_counters,
+    set_rates,
+    update,
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -34,12 +42,12 @@ Tensors = Mapping[str, Tensor]
 class Replicated:
     """Every process holds everything, and gradients are averaged over them: DDP, or one process alone."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, step: int) -> None:
+    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
         self.net = net
         self.accelerator = accelerator
         self.student = self._share(Student(net, recipe.compute))
         # after the sharing, which may have put other parameters into the net
-        self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune), step)
+        self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
 
     def _share(self, student: Student) -> nn.Module:
         with warnings.catch_warnings():
@@ -74,23 +82,32 @@ class Replicated:
         return local
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
+        """Yield the optimizer's state as (slot/name, whole tensor); for all processes at once, as `whole`.
+
+        The name is a parameter's, or a group's for what is counted there. Numbers of Python are `as_tensor`.
+        """
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.net.named_parameters()}
         for parameter, slots in self.optimizer.state.items():
             for slot, value in slots.items():
-                if isinstance(value, Tensor):
-                    yield f"{slot}/{names[parameter]}", value.full_tensor() if isinstance(value, DTensor) else value
+                yield (
+                    f"{slot}/{names[parameter]}",
+                    value.full_tensor() if isinstance(value, DTensor) else as_tensor(value),
+                )
+        yield from group_counters(self.optimizer)
 
     def restore_moments(self, moments: Tensors) -> None:
         """Give the optimizer the state that `moments` yielded, on these processes or on others."""
         parameters = dict(self.net.named_parameters())
-        for key, value in moments.items():
+        on_device = {parameter for group in self.optimizer.param_groups for parameter in group["params"]
+                     if group.get("fused") or group.get("capturable")}  # fmt: skip
+        for key, value in restore_group_counters(self.optimizer, moments).items():
             slot, _, name = key.partition("/")
             parameter = parameters[name]
-            value = value.to(self.accelerator.device)
+            if value.ndim or parameter in on_device:  # else a counter, which the others keep on the host
+                value = value.to(self.accelerator.device)
             if isinstance(parameter, DTensor) and value.shape == parameter.shape:
                 value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
-            self.optimizer.state[parameter][slot] = value
+            self.optimizer.state[parameter][slot] = as_kept(value)
 
 
 class FullySharded(Replicated):
@@ -144,7 +161,7 @@ class FullySharded(Replicated):
 class Zero(Replicated):
     """DeepSpeed's ZeRO: processes share the optimizer's state (1), the gradients (2), and the weights (3)."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, step: int) -> None:
+    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
         if accelerator.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # at each step, of calls inside DeepSpeed 0.19
@@ -160,7 +177,7 @@ class Zero(Replicated):
         self._recipe = recipe
         student = Student(net, recipe.compute)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
-        optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune), step)
+        optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
         settings = dict(hosting.deepspeed)
         self._stage: int = settings["zero_optimization"]["stage"]
         self._parameters = dict(net.named_parameters())  # DeepSpeed keeps them, and takes their memory apart
@@ -219,17 +236,18 @@ class Zero(Replicated):
         return self._parameters.get(name) if self._stage == 3 else None
 
     def moments(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the optimizer's state as (slot/parameter name, whole tensor); for all processes at once, as `whole`."""
+        """Yield the optimizer's state as (slot/name, whole tensor); for all processes at once, as `whole`."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if self._stage < 3:
             link_optimizer_state(self.optimizer)
         states = list(self.optimizer.optimizer.state.values())
-        slots = sorted({slot for state in states for slot, value in state.items() if isinstance(value, Tensor)})
+        slots = sorted({slot for state in states for slot in state})
         for name, parameter in self._parameters.items():
             for slot in slots if parameter.requires_grad else ():
-                if slot == "step":  # one of all parameters: every one is trained at every step
-                    yield f"{slot}/{name}", states[0][slot].clone()
+                counter = as_tensor(states[0][slot])
+                if counter.ndim == 0:  # one of all parameters: every one is trained at every step
+                    yield f"{slot}/{name}", counter.clone()
                 else:
                     yield f"{slot}/{name}", safe_get_full_optimizer_state(parameter, slot)
 
@@ -244,9 +262,10 @@ class Zero(Replicated):
             link_optimizer_state(self.optimizer)
         for key, value in moments.items():
             slot, _, name = key.partition("/")
-            if slot == "step":
+            if value.ndim == 0:
                 for state in self.optimizer.optimizer.state.values():
-                    state[slot].copy_(value)
+                    kept = state[slot]
+                    state[slot] = kept.copy_(value) if isinstance(kept, Tensor) else as_kept(value)
             else:
                 safe_set_full_optimizer_state(self._parameters[name], value.to(self.accelerator.device), slot)
 

@@ -1,9 +1,17 @@
 """The learning rate: a pure function of the step, with nothing to save and nothing to step at the wrong time."""
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
-from pipeline.config import Recipe, ScheduleName
+from pipeline.config import DecayShape, Recipe, ScheduleName
+
+DECAYS: Final[Mapping[DecayShape, Callable[[float], float]]] = {
+    "linear": lambda progress: 1 - progress,
+    "sqrt": lambda progress: 1 - math.sqrt(progress),
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,17 @@ class Schedule:
         optim = self.recipe.optim
         if step < self.head_steps:
             return self.recipe.finetune.head_lr
+        if optim.schedule == "wsd":
+            return warmup_stable_decay(
+                step - self.head_steps,
+                peak=self.recipe.peak_lr,
+                floor=optim.min_lr,
+                warmup=optim.warmup_epochs * self.steps_per_epoch,
+                decay=optim.decay_epochs * self.steps_per_epoch,
+                total=self.total_steps - self.head_steps,
+                start=optim.warmup_lr,
+                shape=optim.decay_shape,
+            )
         return cosine(
             step - self.head_steps,
             peak=self.recipe.peak_lr,
@@ -50,6 +69,28 @@ class Schedule:
         """Return where the phase of fine-tuning that `first_step` lies in ends, or training does."""
         last_step = self.last_step(first_step, max_steps)
         return min(last_step, self.head_steps) if first_step < self.head_steps else last_step
+
+
+def warmup_stable_decay(
+    step: float,
+    *,
+    peak: float,
+    floor: float,
+    warmup: float,
+    decay: float,
+    total: int,
+    start: float,
+    shape: DecayShape = "linear",
+) -> float:
+    """Return the learning rate of a step: linear from `start`, then `peak`, then down over the last `decay` steps.
+
+    The rate would reach `floor` at step `total`, one after the last. Source: MiniCPM, 2404.06395, section 4; the shapes
+    are torchtitan's linear, 1 - sqrt (Hägele et al., 2405.18392, Eq. 2) and half a cosine.
+    """
+    if step < warmup:
+        return start + (peak - start) * step / warmup
+    progress = max(step - (total - decay), 0) / max(decay, 1)
+    return floor + (peak - floor) * DECAYS[shape](progress)
 
 
 def cosine(

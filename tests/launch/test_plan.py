@@ -54,6 +54,9 @@ def test_memory_is_shared_as_the_engine_shares_it() -> None:
     assert [by_engine["zero2"][part] for part in parts] == [1600, 100, 200, 1600]
     assert [by_engine["zero3"][part] for part in parts] == [100, 100, 200, 100]
     assert by_engine["fsdp2"] == by_engine["zero3"]
+    several = replace(TINY, ema=replace(TINY.ema, more=(0.5, 0.99)), optim=replace(TINY.optim, name="muon"))
+    alone = memory(several, Hosting(precision="bf16"), 1600, 1600)
+    assert (alone["ema"], alone["moments"]) == (3 * 1600, 1600)
     images, beside = activations(TINY, "bf16")
     assert by_engine["ddp"]["activations"] == 4 * images + beside
 

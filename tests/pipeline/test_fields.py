@@ -45,7 +45,7 @@ FLOATS = [name for name, kind in KINDS.items() if float in parts(kind)]
 def length(name: str) -> int:
     """Return how many numbers a field holds; 0 where it is one number and no tuple."""
     tuples = [kind for kind in (KINDS[name], *get_args(KINDS[name])) if get_origin(kind) is tuple]
-    return len(get_args(tuples[0])) if tuples else 0
+    return len([kind for kind in get_args(tuples[0]) if kind is not Ellipsis]) if tuples else 0
 
 
 def changed(name: str, value: Any, recipe: Any = TINY) -> Any:
@@ -126,7 +126,7 @@ def test_a_number_outside_its_range_is_refused_with_its_flag(name: str, number: 
     its = FIELDS[name].range
     count = length(name)
     held = flatten(TINY)[name]
-    usual = held if isinstance(held, list) else [0.5] * count
+    usual = held if isinstance(held, list) and held else [0.5] * count
     values = [tuple(number if i == place else usual[i] for i in range(count)) for place in range(count)] or [number]
     for value in values:
         sentences = [str(problem) for problem in complaints(changed(name, value), name)]

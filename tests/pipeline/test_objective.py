@@ -151,3 +151,18 @@ def test_heads_are_fused_as_in_the_paper_and_as_in_the_official_code() -> None:
     torch.testing.assert_close(paper.softmax(1), softmaxes, rtol=0, atol=2e-6)
     assert paper.argmax(1).tolist() == expected["argmax_softmax"]
     assert code.argmax(1).tolist() == expected["argmax_logits"]
+
+
+@pytest.mark.parametrize("loss", ["ce", "bce"])
+def test_class_weights_are_factors_of_each_class_and_not_of_a_teacher(loss: Any) -> None:
+    weights = np.array([0.5, 2.0, 1.0, 0.0, 3.0, 1.0, 1.0])
+    recipe = replace(of(Distill(loss="hard", weight=0.25)), mix=replace(TINY.mix, loss=loss))
+    answers = TEACHER.argmax(1)
+    if loss == "ce":
+        by_hand = -(weights * TARGETS * np.log(softmax(LABEL_LOGITS))).sum(1)
+    else:
+        whole, right = TARGETS > 0, 1 / (1 + np.exp(-LABEL_LOGITS))
+        by_hand = -(weights * np.where(whole, np.log(right), np.log(1 - right))).mean(1)
+    by_hand = 0.75 * by_hand + 0.25 * -np.log(softmax(TAUGHT_LOGITS)[np.arange(6), answers])
+    ours = objective(TWO, torch.from_numpy(TARGETS), torch.from_numpy(answers), recipe, torch.from_numpy(weights))
+    np.testing.assert_allclose(ours, by_hand, atol=1e-6)

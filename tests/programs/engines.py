@@ -94,6 +94,16 @@ def spikes(folder: str, data: str) -> None:
         train(recipe, Parts(events=Poisoned), data=data, output=f"{folder}/{engine}")
 
 
+def optimizers(folder: str, data: str, names: str, *engines: str) -> None:
+    """Train by each of timm's optimizers under each engine, stop, and go on."""
+    for name in names.split(","):
+        recipe = replace(HERE, batch=16, virtual_ranks=4, optim=replace(HERE.optim, name=name))
+        for engine in engines:
+            for last in (2, 4):
+                become(engine)
+                train(recipe, data=data, output=f"{folder}/{name}-{engine}", max_steps=last)
+
+
 def compiled(folder: str, data: str) -> None:
     """Train compiled and with activation checkpointing; of one block, since compiling takes its time."""
     faster = Compute(compile=True, activation_checkpointing=True)
@@ -105,4 +115,5 @@ def compiled(folder: str, data: str) -> None:
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
-    {"matrix": matrix, "gradual": gradual, "spikes": spikes, "compiled": compiled}[what](*arguments)
+    functions = (matrix, gradual, spikes, optimizers, compiled)
+    {function.__name__: function for function in functions}[what](*arguments)

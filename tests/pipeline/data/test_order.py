@@ -5,11 +5,13 @@ import time
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.data import order
 from pipeline.data.loader import StepSampler
@@ -285,7 +287,7 @@ def test_a_virtual_rank_sees_its_span_of_the_line_window_by_window(order: Order,
         return
     order = replace(order, cycle=0)
     # the line, as the docs say it: the shards of an epoch end to end, turned, and cut into spans
-    positions = order._samples(epoch, np.arange(order.num_samples))
+    positions, _ = order._samples(epoch, np.arange(order.num_samples))
     for rank in range(order.virtual_ranks):
         span = positions[rank * order.span : (rank + 1) * order.span]
         views = order.views(epoch * order.steps_per_epoch, rank, order.steps_per_epoch)
@@ -301,7 +303,7 @@ def test_a_virtual_rank_sees_its_span_of_the_line_window_by_window(order: Order,
 @settings(max_examples=100, deadline=None)
 @given(order=orders, epoch=st.integers(0, 3))
 def test_the_line_of_an_epoch_has_every_sample_once_and_shards_whole(order: Order, epoch: int) -> None:
-    line = order._samples(epoch, np.arange(order.num_samples))
+    line, _ = order._samples(epoch, np.arange(order.num_samples))
     assert (np.sort(line) == np.arange(order.num_samples)).all()
     # a shard goes on where it left off, but for the one that the turn cuts
     assert (np.diff(line) != 1).sum() <= len(order.shard_sizes)
@@ -347,3 +349,74 @@ def test_any_step_is_reached_without_the_ones_before_it(step: int) -> None:
     for cached in (order._chosen, order._line, order._permutation):
         cached.cache_clear()  # else this would compare what was kept with itself
     assert an_order().views(step, 0).samples.tolist() == after_others
+
+
+def skewed(**changes: Any) -> tuple[Order, NDArray[np.int64]]:
+    """Return an order of 100 samples of 5 classes, of which one has no image and one has a single one."""
+    labels = np.repeat([0, 1, 2, 4], [70, 24, 5, 1])
+    return an_order(labels=labels, **changes), labels
+
+
+def line_of(order: Order, epoch: int) -> Views:
+    """Return all views of an epoch, of all virtual ranks."""
+    parts = [
+        order.views(epoch * order.steps_per_epoch, rank, order.steps_per_epoch) for rank in range(order.virtual_ranks)
+    ]
+    samples, copies = (np.concatenate([getattr(part, name) for part in parts]) for name in ("samples", "copies"))
+    return Views(0, epoch, samples, copies)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_a_balanced_order_shows_each_class_equally_often_in_an_epoch_of_the_same_length(epoch: int) -> None:
+    order, labels = skewed(batch=25, virtual_ranks=1)
+    plain = replace(order, labels=None)
+    assert (order.steps_per_epoch, order.num_samples) == (plain.steps_per_epoch, plain.num_samples)
+    views = line_of(order, epoch)
+    assert np.bincount(labels[views.samples]).tolist() == [25, 25, 25, 0, 25]
+    assert len(set(zip(views.samples.tolist(), views.copies.tolist(), strict=True))) == 100  # no view comes twice
+    (single,) = np.nonzero(labels == 4)[0].tolist()
+    assert sorted(views.copies[views.samples == single].tolist()) == list(range(25))
+
+
+def test_what_is_left_over_of_a_balanced_epoch_goes_to_other_classes_each_time() -> None:
+    order, labels = skewed(batch=33, virtual_ranks=1, subset=99)
+    counts = [np.bincount(labels[line_of(order, epoch).samples], minlength=5) for epoch in range(12)]
+    assert all(sorted(of_epoch.tolist())[1:] == [24, 25, 25, 25] for of_epoch in counts)
+    assert len({int(np.argmax(of_epoch == 24)) for of_epoch in counts}) > 1
+
+
+def test_a_balanced_epoch_shows_others_of_a_frequent_class_each_time() -> None:
+    order, labels = skewed(batch=25, virtual_ranks=1)
+    shown = [
+        set(line_of(order, epoch).samples[labels[line_of(order, epoch).samples] == 0].tolist()) for epoch in (0, 1)
+    ]
+    assert [len(of_epoch) for of_epoch in shown] == [25, 25]
+    assert shown[0] != shown[1]
+
+
+def test_a_balanced_order_repeats_images_and_takes_subsets_as_any_other() -> None:
+    order, labels = skewed(batch=12, virtual_ranks=2, repeats=3, subset=60, epoch="images", window=16)
+    assert order.steps_per_epoch == 15
+    views = line_of(order, 1)
+    chosen = order.chosen
+    assert chosen is not None
+    assert set(views.samples.tolist()) <= set(chosen.tolist())
+    present = len(set(labels[chosen].tolist()))
+    assert np.bincount(labels[views.samples], minlength=5).max() == 3 * -(-60 // present)
+    # copies of one place of the line are neighbours: one decode for all
+    assert (views.samples.reshape(-1, 3) == views.samples.reshape(-1, 3)[:, :1]).all()
+    assert (views.copies.reshape(-1, 3) - views.copies.reshape(-1, 3)[:, :1] == [0, 1, 2]).all()
+
+
+def test_a_balanced_order_knows_its_shards_and_is_the_same_in_any_object() -> None:
+    order, _ = skewed(batch=12, virtual_ranks=3, window=8)
+    again, _ = skewed(batch=12, virtual_ranks=3, window=8)
+    starts = np.cumsum((0, *order.shard_sizes))
+    for step in range(2 * order.steps_per_epoch):
+        for rank in range(3):
+            views = order.views(step, rank)
+            assert views.samples.tolist() == again.views(step, rank).samples.tolist()
+            shards = set((np.searchsorted(starts, views.samples, side="right") - 1).tolist())
+            assert shards <= set(order.shards_ahead(step, rank, 3))
+            others = list(order.others(step, rank, 0))
+            assert len(others) == order.span - 1

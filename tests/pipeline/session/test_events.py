@@ -60,9 +60,10 @@ def saves(
             tensors: Mapping[str, Tensors],
             keep: int,
             spare: int = 0,
+            best: int | None = None,
         ) -> None:
             saved.append(step)
-            super().save(root, step, state, tensors, keep, spare)
+            super().save(root, step, state, tensors, keep, spare, best)
 
     monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: now[0]))
     recipe = replace(
@@ -349,3 +350,40 @@ def test_each_signal_asks(number: signal.Signals) -> None:
     with stop.listening():
         os.kill(os.getpid(), number)
         wait_until(lambda: stop.asked)
+
+
+def test_a_request_is_answered_at_once_by_the_process_that_speaks(capfd: pytest.CaptureFixture[str]) -> None:
+    said: list[str] = []
+
+    def has_answered() -> bool:
+        said.append(capfd.readouterr().err)
+        return "\n" in "".join(said)
+
+    silent = StopRequest()
+    with silent.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(lambda: silent.asked)
+    assert capfd.readouterr().err == ""
+    stop = StopRequest(speaks=True)
+    stop.answer = "finishing step 7 or 8, then saving and stopping"
+    with stop.listening():
+        os.kill(os.getpid(), signal.SIGINT)
+        wait_until(has_answered)
+    assert "".join(said) == (
+        "Ctrl-C: finishing step 7 or 8, then saving and stopping. Ctrl-C again, after 2 s, ends at once.\n"
+    )
+
+
+def test_the_answer_names_the_steps_at_work(dataset: Dataset, tmp_path: Path) -> None:
+    answers: list[str] = []
+
+    class Noting(Events):
+        def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
+            answers.append(self._stop.answer)
+            return super().after_step(step, losses, agreed, norm)
+
+    train_here(dataset, tmp_path, HERE, Parts(events=Noting), max_steps=2)
+    assert answers == [
+        "finishing step 1 or 2, then saving and stopping",
+        "finishing step 2, then saving and stopping",
+    ]

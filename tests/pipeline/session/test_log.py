@@ -4,13 +4,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from rich.progress import Task
 
 from launch.drill import small_disk
 from pipeline.folder import RunFolder
-from pipeline.session.log import Log
+from pipeline.session.log import ImagesPerSecond, Log
 from tests.tiny import TINY
 
 SIZE = 64 * 1024
@@ -75,3 +78,18 @@ def test_a_folder_that_was_removed_ends_the_run_at_the_next_line(tmp_path: Path)
         write_metrics(folder, shutil.rmtree)
     with pytest.raises(FileNotFoundError, match=r"gone .*sessions.jsonl"):
         folder.end_session(1, "failed")
+
+
+def test_a_progress_bar_says_images_a_second_and_the_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    with Log(RunFolder(tmp_path), step=0, last_step=9, process=0, trace=False, quiet=False) as log:
+        assert log._bar
+        log.advance(3, images=12)
+        (task,) = log._bar.tasks
+        assert (task.completed, task.total, task.fields["images"]) == (3, 9, 12)
+    assert "left" in capsys.readouterr().out
+    column = ImagesPerSecond()
+    assert str(column.render(cast(Task, SimpleNamespace(speed=200.0, fields={"images": 12})))) == "2,400 images/s"
+    assert str(column.render(cast(Task, SimpleNamespace(speed=None, fields={"images": 12})))) == ""

@@ -1,5 +1,6 @@
 """The dry run: a rehearsal on this machine, of which the speed alone is kept."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.session.rehearsal import forward_flops, measured_speed
+from pipeline.session.rehearsal import forward_flops, measured_speed, slower
 from recipes import deit_small
 from shards.dataset import Dataset
 from tests.running import SCRIPT, run
@@ -34,6 +35,10 @@ def test_the_rehearsal_takes_true_steps_and_keeps_the_speed_alone(
         shown = capsys.readouterr().out
         for words in ("GFLOPs", "images/s", "data wait", "peak memory", "20 steps: 4 epochs of 5 steps", "hours"):
             assert words in shown
+        parts = job_of(HERE).parameters
+        for part, words in (("patch_embed", "patch embedding (patch_embed)"), ("blocks", "blocks"), ("head", "head")):
+            assert re.search(rf"{re.escape(words)} +│ +{parts[part][0]:,} +│ +{parts[part][1]:,} ", shown)
+        assert re.search(r"slower +│ the (loader|model): loader \d+\.\d images/s alone, model", shown)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs/tiny/rehearsal.json"]
     speed, where = measured_speed(job_of(HERE))
     assert speed > 0
@@ -51,6 +56,11 @@ def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part
     job = job_of(recipe)
     assert "the head alone for 5 steps, then" in shown
     assert f"blocks {job.parameters['blocks'][0]:,} of" in shown
+
+
+def test_the_slower_of_loader_and_model_is_named_with_what_to_do() -> None:
+    assert slower(80, 100).startswith("the loader: loader 80.0 images/s alone, model 100.0. More --data.workers")
+    assert slower(120, 100) == "the model: loader 120.0 images/s alone, model 100.0"
 
 
 def test_the_flops_of_deit_small_are_those_of_the_papers() -> None:

@@ -176,6 +176,10 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, 
     assert process.returncode == 75, out + err
     assert "Stopped on request; a checkpoint is saved" in out
     assert "Traceback" not in err
+    said = (
+        r"(Ctrl-C|SIGTERM): finishing step \d+( or \d+)?, then saving and stopping. \1 again, after 2 s, ends at once"
+    )
+    assert re.search(said, err)
     (event,) = metrics(tmp_path / "run", "event")
     assert event["event"] == "stopped on request"
     assert (tmp_path / "run" / "checkpoints" / f"step-{event['step']:08d}").is_dir()

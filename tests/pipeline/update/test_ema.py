@@ -7,7 +7,6 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pipeline.config import Ema as EmaSettings
 from pipeline.update.ema import Ema
 
 STEPS = 12
@@ -35,7 +34,7 @@ def training(model: nn.Module) -> Iterator[int]:
 def test_the_average_is_timms_after_every_step(warmup: bool, decay: float) -> None:
     model = net()
     theirs = ModelEmaV3(model, decay=decay, use_warmup=warmup)
-    ours = Ema(EmaSettings(decay=decay, warmup=warmup), model.state_dict())
+    ours = Ema(model.state_dict(), decay, warmup=warmup)
     for step in training(model):
         theirs.update(model, step=step if warmup else None)
         ours.update(model.state_dict(), step)
@@ -43,11 +42,10 @@ def test_the_average_is_timms_after_every_step(warmup: bool, decay: float) -> No
 
 
 def test_a_decay_that_warms_up_is_bounded_by_the_setting() -> None:
-    settings = EmaSettings(decay=0.5, warmup=True)
     start, end = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
     moved = {}
     for step in (1, 2, 3, 1000):
-        ema = Ema(settings, start)
+        ema = Ema(start, 0.5, warmup=True)
         ema.update(end, step)
         moved[step] = ema.tensors["w"].item()
     assert moved == pytest.approx({1: 1.0, 2: 2 ** (-2 / 3), 3: 0.5, 1000: 0.5})
@@ -55,7 +53,7 @@ def test_a_decay_that_warms_up_is_bounded_by_the_setting() -> None:
 
 def test_counters_are_copied() -> None:
     model = net()
-    ema = Ema(EmaSettings(decay=0.9), model.state_dict())
+    ema = Ema(model.state_dict(), 0.9, warmup=True)
     for step in training(model):
         ema.update(model.state_dict(), step)
         assert ema.tensors["1.num_batches_tracked"].item() == step
@@ -63,7 +61,7 @@ def test_counters_are_copied() -> None:
 
 def test_the_average_has_memory_of_its_own() -> None:
     weights = {"w": torch.zeros(2), "n": torch.tensor(3)}
-    ema = Ema(EmaSettings(decay=0.9), weights)
+    ema = Ema(weights, 0.9, warmup=True)
     for value in weights.values():
         value.add_(1)
     assert ema.tensors["w"].tolist() == [0, 0]

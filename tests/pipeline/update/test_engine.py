@@ -70,6 +70,22 @@ def test_gradual_fine_tuning_and_dropout_are_the_same_under_any_engine(dataset: 
 
 
 @pytest.mark.dist
+def test_optimizers_of_timm_go_on_under_engines_that_share_their_state(dataset: Dataset, tmp_path: Path) -> None:
+    names, engines = (
+        ("lion", "nadamlegacy", "laprop"),
+        ("ddp", "fsdp2", "zero1", "zero3"),
+    )  # the latter count in numbers
+    run_launched("fsdp2", PROGRAM, "optimizers", tmp_path, dataset.folder, ",".join(names), *engines, processes=2)
+    for name in names:
+        alone, *others = [
+            [line["loss"] for line in metrics(tmp_path / f"{name}-{engine}", "train")] for engine in engines
+        ]
+        assert len(alone) == 4
+        for losses in others:
+            assert losses == pytest.approx(alone, rel=1e-5), name
+
+
+@pytest.mark.dist
 @pytest.mark.parametrize("config", ["cpu", "fsdp2", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
 def test_a_configuration_of_the_repository_trains_and_compiles_nothing(
     config: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

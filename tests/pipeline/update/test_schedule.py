@@ -2,14 +2,17 @@
 
 import importlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pipeline.config import ScheduleName
-from pipeline.update.schedule import Schedule, cosine
+from pipeline.config import DecayShape, ScheduleName
+from pipeline.rules import recipe_problems
+from pipeline.update.schedule import Schedule, cosine, warmup_stable_decay
 from recipes.deit_small import RECIPE
 from tests.reference.inputs import read
+from tests.tiny import TINY
 
 OFFICIAL = read("schedule")
 STEPS = 10  # of an epoch
@@ -80,3 +83,29 @@ def test_the_plain_vit_and_the_convolutional_stems_have_the_schedules_of_their_o
     ramp = [0.1 * (1 - epoch / 5) + epoch / 5 for epoch in range(6)]
     expected = [1e-3 * (1 + math.cos(math.pi * epoch / 100)) / 2 * ramp[epoch] for epoch in range(6)]
     assert rates == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "middle"), [("linear", 0.5), ("sqrt", 1 - math.sqrt(0.5)), ("cosine", 0.5)], ids=lambda value: str(value)
+)
+def test_warmup_stable_decay_rises_stays_and_falls(shape: DecayShape, middle: float) -> None:
+    curve = {"peak": 1.0, "floor": 0.1, "warmup": 10, "decay": 20, "total": 100, "start": 0.0, "shape": shape}
+    rates = {step: warmup_stable_decay(step, **curve) for step in (0, 5, 10, 50, 80, 90, 100)}
+    expected = {0: 0.0, 5: 0.5, 10: 1.0, 50: 1.0, 80: 1.0, 90: 0.1 + 0.9 * middle, 100: 0.1}
+    assert rates == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_recipe_with_warmup_stable_decay_needs_an_end() -> None:
+    wsd = replace(TINY, optim=replace(TINY.optim, schedule="wsd", decay_epochs=1.0))
+    assert list(recipe_problems(wsd)) == []
+    rates = [Schedule(wsd, 5).lr(step) for step in range(20)]
+    assert rates[5:16] == [1e-3] * 11
+    assert rates[16] < 1e-3
+    assert rates[19] == pytest.approx(1e-5 + (1e-3 - 1e-5) / 5)
+    for optim, says in (
+        (replace(wsd.optim, decay_epochs=0.0), "over how many epochs does the rate fall"),
+        (replace(wsd.optim, decay_epochs=3.5), "together are longer than the 4 epochs there are"),
+        (replace(wsd.optim, schedule="timm"), "--optim.decay-epochs 1.0 is for --optim.schedule wsd"),
+    ):
+        (problem,) = recipe_problems(replace(wsd, optim=optim))
+        assert says in str(problem)
