@@ -20,6 +20,7 @@ VERBS: Final = {
     "doctor": "try in seconds what a run will need of this machine",
     "drill": "break a minute of your own run, and see what survives",
     "bench": "measure speeds on this machine, side by side: loader, step, recipe",
+    "report": "one HTML page about one run or several: curves, recipe, data, speed, mistakes",
     "slurm": "the job script of a recipe, checked by sbatch or submitted",
 }
 

@@ -12,6 +12,11 @@ from pipeline.config import Recipe
 from shards.errors import BadRequest
 
 
+def shipped_recipes() -> list[str]:
+    """Return the names of Vitrail's own recipes."""
+    return [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+
+
 def load_recipe(name: str) -> Recipe:
     """Return the RECIPE of `recipes/NAME.py`, or of a file of the user's.  Raises BadRequest if there is none."""
     return recipe_file(name)[1]
@@ -19,7 +24,7 @@ def load_recipe(name: str) -> Recipe:
 
 def recipe_file(name: str) -> tuple[Path, Recipe]:
     """Return the file of a recipe, and the recipe.  Raises BadRequest if there is none."""
-    known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
+    known = shipped_recipes()
     path = Path(recipes.__path__[0]) / f"{name}.py" if name in known else Path(name)
     if not path.exists():
         near = difflib.get_close_matches(name, known, n=3) or known

@@ -30,6 +30,9 @@ class Beginning(TypedDict):
     """What is read of recipe.json again."""
 
     recipe: dict[str, Any]
+    versions: NotRequired[dict[str, str]]
+    git_commit: NotRequired[str | None]
+    data: NotRequired[dict[str, Any]]  # its source, and what dataset.json says
 
 
 class Rehearsal(TypedDict):
@@ -53,6 +56,8 @@ class MetricsLine(TypedDict):
     split: NotRequired[str]
     weights: NotRequired[str]
     top1: NotRequired[float]
+    times: NotRequired[dict[str, float]]  # seconds of a step, by part
+    event: NotRequired[str]
 
 
 class TraceLine(TypedDict):
@@ -69,6 +74,7 @@ class QuarantineLine(TypedDict):
     split: str
     shard: str
     key: str
+    reason: NotRequired[str]
 
 
 class SessionLine(TypedDict):
@@ -77,6 +83,36 @@ class SessionLine(TypedDict):
     from_step: int
     to_step: int | None
     ended: str | None
+    started: NotRequired[str]
+    command: NotRequired[list[str]]
+    processes: NotRequired[int]
+    engine: NotRequired[str]
+    precision: NotRequired[str]
+    machine: NotRequired[dict[str, Any]]
+    changed: NotRequired[dict[str, Any]]
+
+
+class Mistake(TypedDict):
+    """A sample that was answered wrongly; label and answer are numbers of classes."""
+
+    key: str
+    label: int
+    answer: int
+    probability: float  # of the answer
+
+
+class FindingsHead(TypedDict):
+    """findings/findings.json: what the last evaluation found (`pipeline/session/findings.py`)."""
+
+    step: int
+    split: str
+    weights: str  # which were asked
+    samples: int
+    classes: list[str]
+    confusion: list[list[int]]  # label, answer, and how many samples
+    mistakes: list[Mistake]  # the most confident ones
+    looked_at: list[str]  # keys of the images with a map of attention
+    tokens: list[str]  # whose attention
 
 
 class RunFolder:
@@ -96,6 +132,8 @@ class RunFolder:
         self.quarantine = path / "quarantine.jsonl"  # samples that could not be used
         self.traces = path / "trace"
         self.picture = path / "learnt.png"
+        self.findings = path / "findings"  # what the last evaluation found, and pictures of it
+        self.findings_head = self.findings / "findings.json"
         self.rehearsal = path / "rehearsal.json"  # what a dry run measured
 
     def __str__(self) -> str:
@@ -120,6 +158,10 @@ class RunFolder:
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""
         return self.traces / f"rank-{process}.jsonl"
+
+    def finding(self, kind: str, number: int) -> Path:
+        """Return where a picture of the last evaluation lies: of a mistake, an image, or a token's attention to it."""
+        return self.findings / f"{kind}-{number:02d}.png"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

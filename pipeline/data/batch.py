@@ -63,11 +63,12 @@ class Batch(NamedTuple):
 
 
 class EvalBatch(NamedTuple):
-    """One part of an evaluation split: uint8 [B, S, S, 3], labels [B], and what could not be used."""
+    """One part of an evaluation split: uint8 [B, S, S, 3], labels and samples [B], and what could not be used."""
 
     part: int
     images: Tensor
     labels: NDArray[np.int64]
+    samples: NDArray[np.int64]
     unusable: list[Unusable]
 
 
@@ -197,7 +198,7 @@ class EvaluationBatches(Dataset[EvalBatch]):
         if self.index.cache:
             last = min(first + AHEAD * self.recipe.eval.batch, len(self.index)) - 1
             self.reader.expect("split", range(self.index.shard_of(first), self.index.shard_of(last) + 1))
-        images, labels, unusable = [], [], []
+        images, labels, samples, unusable = [], [], [], []
         for sample in range(first, min(first + self.recipe.eval.batch, len(self.index))):
             try:
                 content = self.reader.read(sample)
@@ -207,8 +208,9 @@ class EvaluationBatches(Dataset[EvalBatch]):
                 continue
             images.append(center(image, self.recipe.model.img_size, self.recipe.eval.crop_ratio))
             labels.append(label_of(self.index, sample, self.recipe.data.classes))
+            samples.append(sample)
         size = self.recipe.model.img_size
         stacked = room(len(images), size)
         for slot, pixels in enumerate(images):
             stacked.numpy()[slot] = pixels
-        return EvalBatch(part, stacked, np.array(labels, dtype=np.int64), unusable)
+        return EvalBatch(part, stacked, np.array(labels, dtype=np.int64), np.array(samples, dtype=np.int64), unusable)

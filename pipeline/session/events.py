@@ -18,20 +18,22 @@ from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, EvalBatch, EvaluationBatches
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
 from pipeline.session.evaluate import Score, evaluate
+from pipeline.session.findings import Answers, Table, find, write_findings
 from pipeline.session.log import Log
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.session.tally import Tally
 from pipeline.train import Run
+from shards.files import naming
 from shards.index import Index
 
 FORWARDED: Final = 2.0  # seconds in which a launcher may pass on a Ctrl-C that the terminal has sent already
@@ -314,7 +316,15 @@ class Events:
         assert self.evaluation
         assert self._eval_quarantine is not None
         index = self.evaluation.split
-        self.scores, unusable = evaluate(self.run.weights.nets(), self.evaluation.loader, self.run.accelerator)
+        nets = self.run.weights.nets()
+        shown = "ema" if "ema" in nets else "raw"
+        answers = Answers(len(index), self.run.accelerator)
+
+        def note(weights: str, part: EvalBatch, logits: Tensor) -> None:
+            if weights == shown:
+                answers.note(part, logits)
+
+        self.scores, unusable = evaluate(nets, self.evaluation.loader, self.run.accelerator, note)
         self._eval_quarantine.note(unusable)
         self._eval_quarantine.share()
         if self.recipe.data.strict and len(self._eval_quarantine):
@@ -340,6 +350,18 @@ class Events:
                 f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
                 + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
+        table = answers.of_all()
+        if self.log.main:
+            self._find(shown, nets[shown], table, step)
+
+    def _find(self, weights: str, net: nn.Module, table: Table, step: int) -> None:
+        """Keep what an evaluation found, beside its numbers."""
+        assert self.evaluation
+        assert self.run.job.dataset
+        batches = EvaluationBatches(self.recipe, self.evaluation.split)
+        found = find(net, weights, table, batches, self.run.job.dataset.classes, step, self.run.device)
+        with naming(self.log.folder.findings):
+            write_findings(self.log.folder, found)
 
     def save(self, step: int, *, wait: bool) -> None:
         """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
