@@ -52,16 +52,18 @@ class Chart(NamedTuple):
 
 
 def chart(title: str, series: Iterable[Series]) -> Chart | None:
-    """Return a chart over epochs, None where no series has a finite point.  Numbers that are not finite are left out."""
+    """Return a chart over epochs of what is finite, None where nothing is."""
     finite = [
-        Series(one.name, one.run, thinned([point for point in one.points if all(map(math.isfinite, point))]), one.dashed)
+        Series(
+            one.name, one.run, thinned([point for point in one.points if all(map(math.isfinite, point))]), one.dashed
+        )
         for one in series
     ]
     points = [point for one in finite for point in one.points]
     if not points:
         return None
-    x_axis, y_axis = (Axis([point[place] for point in points], *ends) for place, ends in ((0, (LEFT, RIGHT)),
-                                                                                          (1, (BOTTOM, TOP))))  # fmt: skip
+    x_axis = Axis([x for x, _ in points], LEFT, RIGHT)
+    y_axis = Axis([y for _, y in points], BOTTOM, TOP)
     lines = []
     for one in finite:
         drawn = [(x_axis.place(x), y_axis.place(y)) for x, y in one.points]
@@ -82,7 +84,7 @@ class Axis:
     """Where numbers stand between two ends, with round numbers as its ticks."""
 
     def __init__(self, numbers: Sequence[float], first: float, last: float) -> None:
-        ticks = MaxNLocator(TICKS).tick_values(min(numbers), max(numbers)).tolist()
+        ticks = list(map(float, MaxNLocator(TICKS, steps=(1, 2, 2.5, 5, 10)).tick_values(min(numbers), max(numbers))))
         self._low, self._high = ticks[0], ticks[-1]
         self._first, self._last = first, last
         self.ticks = [Tick(self.place(tick), f"{tick:.6g}") for tick in ticks]

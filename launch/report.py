@@ -72,7 +72,7 @@ class Pair(NamedTuple):
 
     label: str
     answer: str
-    count: int
+    samples: int
     share: float  # of the class
 
 
@@ -116,8 +116,8 @@ class Shown:
     git_commit: str | None
     versions: dict[str, str]
     damaged: list[str]
-    train: list[MetricsLine]
-    evaluations: list[MetricsLine]
+    train: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,9 @@ class Report(Verb):
             try:
                 shown.append(show(RunFolder(folder)))
             except FileNotFoundError:
-                found.append(Problem("runs", f"{folder}: no run here, it has no recipe.json. Name the folder of a run."))
+                found.append(
+                    Problem("runs", f"{folder}: no run here, it has no recipe.json. Name the folder of a run.")
+                )
             except DamagedFile as error:
                 found.append(Problem("runs", f"{error} Start the run's command again: it sets the file aside."))
             except OSError as error:
@@ -166,7 +168,9 @@ def problems(runs: Sequence[Path], output: Path, path: Path) -> Iterator[Problem
 
 def page(runs: Sequence[Shown]) -> str:
     """Return the page of runs."""
-    environment = Environment(loader=PackageLoader("launch", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("launch", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["harmless"] = harmless
     return environment.get_template("report.html.j2").render(
         runs=runs,
@@ -187,7 +191,7 @@ def show(folder: RunFolder) -> Shown:
     metrics = read_json_lines(folder.metrics, MetricsLine)
     sessions = read_json_lines(folder.sessions, SessionLine)
     unusable = read_json_lines(folder.quarantine, QuarantineLine)
-    train = [line for line in metrics.good if line["kind"] == "train"]
+    train: list[dict[str, Any]] = [{**line} for line in metrics.good if line["kind"] == "train"]
     data = beginning.get("data", {})
     base, differences = compared(recipe)
     first = sessions.good[0] if sessions.good else None
@@ -215,7 +219,7 @@ def show(folder: RunFolder) -> Shown:
             if lines.damaged
         ],
         train=train,
-        evaluations=[line for line in metrics.good if line["kind"] == "eval" and "weights" in line],
+        evaluations=[{**line} for line in metrics.good if line["kind"] == "eval" and "weights" in line],
     )
 
 
@@ -279,7 +283,11 @@ def charts(runs: Sequence[Shown]) -> list[Chart]:
             Series(
                 f"{run.name} {weights}",
                 number,
-                [(line["epoch"], line[name]) for line in run.evaluations if line["weights"] == weights and name in line],  # type: ignore[literal-required]
+                [
+                    (line["epoch"], line[name])
+                    for line in run.evaluations
+                    if line["weights"] == weights and name in line
+                ],
                 dashed=weights == "raw",
             )
             for number, run in enumerate(runs)
@@ -291,7 +299,7 @@ def charts(runs: Sequence[Shown]) -> list[Chart]:
             chart.chart(
                 title,
                 [
-                    Series(run.name, number, [(line["epoch"], line[name]) for line in run.train if name in line])  # type: ignore[literal-required]
+                    Series(run.name, number, [(line["epoch"], line[name]) for line in run.train if name in line])
                     for number, run in enumerate(runs)
                 ],
             )
@@ -299,7 +307,7 @@ def charts(runs: Sequence[Shown]) -> list[Chart]:
     return [one for one in drawn if one]
 
 
-def parts_of(train: Sequence[MetricsLine]) -> list[Part]:
+def parts_of(train: Sequence[Mapping[str, Any]]) -> list[Part]:
     """Return the shares of a step's parts, over all that was logged; of older runs the wait for data alone."""
     timed = [line["times"] for line in train if line.get("times")]
     if timed:
@@ -327,8 +335,7 @@ def limit(parts: Sequence[Part]) -> str:
 
 def command(first: SessionLine | None) -> str:
     """Return the command that began a run, without what a URL says of who asks; empty where none was recorded."""
-    words = (first or {}).get("command")
-    if not first or not words:
+    if first is None or not (words := first.get("command")):
         return ""
     launch = ["accelerate", "launch", "--num_processes", str(first.get("processes", 1))]
     return public(shlex.join([*launch, *words]))

@@ -131,6 +131,7 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"  # samples that could not be used
         self.traces = path / "trace"
+        self.profile = path / "profile"  # what torch's profiler traced, with --log.profile
         self.picture = path / "learnt.png"
         self.findings = path / "findings"  # what the last evaluation found, and pictures of it
         self.findings_head = self.findings / "findings.json"
@@ -154,6 +155,17 @@ class RunFolder:
             return []
         ours = {self.rehearsal.name, "lost+found"}
         return [name for name in names if name not in ours and not name.startswith(".") and not LOG.search(name)]
+
+    @property
+    def board(self) -> Path:
+        """Where TensorBoard's event files lie: in a folder called as the run was when it began."""
+        begun = [path for path in self.tensorboard.iterdir() if path.is_dir()] if self.tensorboard.is_dir() else []
+        return begun[0] if len(begun) == 1 else self.tensorboard / (self.path.absolute().name or "run")
+
+    @property
+    def told(self) -> int:
+        """The step up to which a session logged, though the run may have gone back since."""
+        return max((line["to_step"] or 0 for line in read_json_lines(self.sessions, SessionLine).good), default=0)
 
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""

@@ -34,6 +34,7 @@ from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
+from pipeline.trackers import missing_trackers
 from pipeline.update.schedule import Schedule
 from shards.dataset import Dataset
 from shards.errors import BadRequest, DamagedFile, Problem, ShardError, SourceError, harmless
@@ -202,6 +203,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
             job = replace(job, taught_by=_taught_by(job, need, found))
         except BadRequest as error:
             found += error.problems
+    if need.start and hosting.main:
+        found += missing_trackers(recipe.log.trackers)
     if need.output:
         found += list(_output_problems(job))
     if need.loader and not (job.dataset and "train" not in job.dataset.splits):

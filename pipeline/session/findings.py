@@ -29,7 +29,7 @@ TOKENS: Final = ("class", "distillation")
 SIDE: Final = 160  # pixels of a picture that is kept, at most
 
 
-class Answers:
+class FirstAnswers:
     """What one net says of every sample of a split, gathered without waiting for the device."""
 
     def __init__(self, samples: int, accelerator: Accelerator) -> None:
@@ -89,7 +89,7 @@ def find(
     pairs, counts = np.unique(np.stack([table.labels, table.answers]), axis=1, return_counts=True)
     wrong = np.flatnonzero(table.labels != table.answers)
     surest = wrong[np.lexsort((table.samples[wrong], -table.probabilities[wrong]))][:MISTAKES]
-    looked = np.unique(np.linspace(0, len(table.samples) - 1, LOOKED_AT).astype(int)) if len(table.samples) else []
+    looked = np.unique(np.linspace(0, max(len(table.samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(table.samples)]
     images = pictures(batches, table.samples[looked])
     seen = attention(net, normalize(torch.from_numpy(images), batches.recipe.model, device)) if len(images) else None
     head = FindingsHead(
@@ -166,7 +166,9 @@ def write_findings(folder: RunFolder, found: Findings) -> None:
         _write_png(folder, "mistake", number, image)
     for number, image in enumerate(found.looked_at):
         _write_png(folder, "image", number, image)
-        for token, maps in zip(found.head["tokens"], found.attention if found.attention is not None else (), strict=True):
+        for token, maps in zip(
+            found.head["tokens"], found.attention if found.attention is not None else (), strict=True
+        ):
             _write_png(folder, token, number, overlaid(image, maps[number]))
     write_json(folder.findings_head, found.head)
 

@@ -61,8 +61,10 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
 
 def described(dataset: Dataset | None) -> dict[str, Any]:
     """Return what dataset.json says, but for the names of classes, of which there may be very many."""
-    head = dict(dataset.head()) if dataset else {}
-    return {"classes": len(head.pop("classes", ())), **{name: head[name] for name in DESCRIBED if name in head}}
+    if dataset is None:
+        return {}
+    head: dict[str, Any] = {**dataset.head()}
+    return {"classes": len(dataset.classes), **{name: head[name] for name in DESCRIBED if name in head}}
 
 
 def versions() -> dict[str, str]:
