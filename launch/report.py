@@ -160,7 +160,7 @@ def problems(runs: Sequence[Path], output: Path, path: Path) -> Iterator[Problem
     """Yield what is wrong with the names on the command line."""
     if not runs:
         yield Problem("runs", "which run? Name the folder of one, or of several.")
-    if output.name in ("", "..") or path.is_dir():
+    if output.name in ("", "..") or output.is_dir() or path.is_dir():
         yield Problem("output", f"--output {output}: a folder; name a file in it.")
     elif path.suffix.lower() not in (".html", ".htm"):
         yield Problem("output", f"--output {output}: the page is HTML; name a .html.")

@@ -82,7 +82,7 @@ def test_what_comes_from_a_run_is_text_and_the_page_asks_nobody(run: Path, tmp_p
 
 def test_several_runs_stand_side_by_side_with_what_they_differ_in(run: Path, dataset: Dataset, tmp_path: Path) -> None:
     assert train_here(dataset, tmp_path / "other", replace(HERE, seed=5), max_steps=2) == 0
-    text = report(run, tmp_path / "other", tmp_path / "page")  # .html is added
+    text = report(run, tmp_path / "other", tmp_path / "page.html")
     assert re.search(r"<code>seed</code></td><td>0</td><td>5</td>", text)
     assert text.count('class="card"') >= 16
 

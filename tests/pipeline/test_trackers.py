@@ -14,7 +14,7 @@ from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.tiny import HERE
 
-OPTIONAL = next(str(kind) for kind in LoggerType if kind != "all" and kind not in get_available_trackers())
+OPTIONAL = next(str(kind) for kind in LoggerType if str(kind) != "all" and kind not in get_available_trackers())
 
 
 def asked(dataset: Dataset, folder: Path, trackers: str) -> Request:
