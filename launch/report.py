@@ -38,6 +38,12 @@ PNG: Final = b"\x89PNG\r\n\x1a\n"  # how such a file begins
 HEATED: Final = 40  # classes of which the whole confusion is drawn, at most
 NAMED: Final = 20  # of many unusable samples, confused pairs, weakest classes
 STARVED: Final = 0.2  # share of the time spent waiting for data from which on the loader is what limits
+PARTS: Final = {  # of a step, in words
+    "wait": "wait for the loader",
+    "input": "input: copy, erase, mix, ask the teacher",
+    "other": "other: log, exchange",
+    "rest": "all else",
+}
 CURVES: Final = {  # names in the lines of training, and what they are
     "loss": "training loss",
     "lr": "learning rate",
@@ -194,7 +200,6 @@ def show(folder: RunFolder) -> Shown:
     train: list[dict[str, Any]] = [{**line} for line in metrics.good if line["kind"] == "train"]
     data = beginning.get("data", {})
     base, differences = compared(recipe)
-    first = sessions.good[0] if sessions.good else None
     parts = parts_of(train)
     return Shown(
         name=folder.path.resolve().name,
@@ -203,14 +208,14 @@ def show(folder: RunFolder) -> Shown:
         base=base,
         differences=differences,
         summary=_read(folder.summary, dict),
-        data=data | {"source": public(str(data.get("source", "")))} if data else {},
+        data=data | {"place": public(str(data.get("place", "")))} if data else {},
         sessions=sessions.good,
         events=[(line["step"], line["event"]) for line in metrics.good if "event" in line],
         unusable=unusable.good,
         parts=parts,
         limit=limit(parts),
         found=found_in(folder),
-        command=command(first),
+        command=command(sessions.good),
         git_commit=beginning.get("git_commit"),
         versions=beginning.get("versions", {}),
         damaged=[
@@ -313,12 +318,12 @@ def parts_of(train: Sequence[Mapping[str, Any]]) -> list[Part]:
     if timed:
         sums = {name: sum(times.get(name, 0.0) for times in timed) for name in timed[0]}
         whole = sum(sums.values()) or 1.0
-        return [Part(name, seconds / whole) for name, seconds in sums.items()]
+        return [Part(PARTS.get(name, name), seconds / whole) for name, seconds in sums.items()]
     waits = [line["data_wait"] for line in train if "data_wait" in line]
     if not waits:
         return []
     wait = min(max(sum(waits) / len(waits), 0.0), 1.0)
-    return [Part("wait", wait), Part("rest", 1 - wait)]
+    return [Part(PARTS["wait"], wait), Part(PARTS["rest"], 1 - wait)]
 
 
 def limit(parts: Sequence[Part]) -> str:
@@ -326,18 +331,18 @@ def limit(parts: Sequence[Part]) -> str:
     shares = {part.name: part.share for part in parts}
     if not shares:
         return ""
-    wait = shares.get("wait", 0.0)
+    wait = shares.get(PARTS["wait"], 0.0)
     if wait >= STARVED:
         return f"The loader: {wait:.0%} of the time the model waited for data. More --data.workers may help."
     largest = max(parts, key=lambda part: part.share)
     return f"The model: the wait for data took {wait:.1%}; the largest part of a step is {largest.name}."
 
 
-def command(first: SessionLine | None) -> str:
-    """Return the command that began a run, without what a URL says of who asks; empty where none was recorded."""
-    if first is None or not (words := first.get("command")):
+def command(sessions: Sequence[SessionLine]) -> str:
+    """Return the last command of a run, without what a URL says of who asks; empty where none was recorded."""
+    if not sessions or not (words := sessions[-1].get("command")):
         return ""
-    launch = ["accelerate", "launch", "--num_processes", str(first.get("processes", 1))]
+    launch = ["accelerate", "launch", "--num_processes", str(sessions[-1].get("processes", 1))]
     return public(shlex.join([*launch, *words]))
 
 

@@ -32,7 +32,7 @@ class Beginning(TypedDict):
     recipe: dict[str, Any]
     versions: NotRequired[dict[str, str]]
     git_commit: NotRequired[str | None]
-    data: NotRequired[dict[str, Any]]  # its source, and what dataset.json says
+    data: NotRequired[dict[str, Any]]  # its place, and what dataset.json says
 
 
 class Rehearsal(TypedDict):

@@ -34,7 +34,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
                 "fingerprints": dict(job.fingerprints),
                 "versions": versions(),
                 "git_commit": git_commit(),
-                "data": {"source": job.data, **described(job.dataset)},
+                "data": {"place": job.data, **described(job.dataset)},
             },
         )
     began, now = flatten(read_json(folder.recipe, Beginning)["recipe"]), flatten(job.recipe)

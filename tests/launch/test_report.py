@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch.chart import DRAWN, Series, chart, thinned
-from launch.report import Part, limit, public
+from launch.report import PARTS, Part, limit, public
 from pipeline.folder import RunFolder
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
@@ -125,8 +125,8 @@ def test_all_that_is_wrong_with_a_request_is_said_at_once(run: Path, tmp_path: P
 
 
 def test_what_limited_a_run_is_its_loader_where_the_model_waited() -> None:
-    assert limit([Part("wait", 0.4), Part("forward", 0.6)]).startswith("The loader: 40%")
-    assert limit([Part("wait", 0.01), Part("backward", 0.9)]).endswith("the largest part of a step is backward.")
+    assert limit([Part(PARTS["wait"], 0.4), Part("forward", 0.6)]).startswith("The loader: 40%")
+    assert limit([Part(PARTS["wait"], 0.01), Part("backward", 0.9)]).endswith("the largest part of a step is backward.")
     assert limit([]) == ""
 
 

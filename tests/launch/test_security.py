@@ -143,6 +143,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "preview": [(RECIPE, *DATA, "--output", "{tmp}/views.png")],
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
     "doctor": [(RECIPE, *DATA, *OUTPUT)],
+    "report": [("{run}", "--output", "{tmp}/page.html")],
     "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
 }
 SLOW_CALLS: dict[str, list[tuple[str, ...]]] = {
@@ -189,7 +190,10 @@ def test_a_verb_executes_nothing_of_a_data_set(
     if TEACHER[0] in arguments:
         recipe = replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False))
         write_random_weights(recipe, tmp_path / "teacher.safetensors")
-    assert call(name, [argument.format(data=trapped, tmp=tmp_path) for argument in arguments]) == 0
+    given = [argument.format(data=trapped, tmp=tmp_path, run=tmp_path / "run") for argument in arguments]
+    if name == "report":
+        assert train_here(read_dataset(trapped), tmp_path / "run", max_steps=1) == 0
+    assert call(name, given) == 0
 
 
 MARKUP = "[/]n[red]$a_$ :smile:"  # of rich, of matplotlib; it may be the name of a folder
@@ -243,7 +247,12 @@ def test_a_verb_shows_names_as_they_are_and_obeys_none(
             replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False)),
             root / "teacher.safetensors",
         )
-    odd = [argument.replace("{data}", str(oddly_named)).replace("{tmp}", str(root)) for argument in arguments]
+    places = {"{data}": str(oddly_named), "{tmp}": str(root), "{run}": str(root / "run")}
+    odd = list(arguments)
+    for place, there in places.items():
+        odd = [argument.replace(place, there) for argument in odd]
+    if name == "report":
+        assert train_here(read_dataset(oddly_named), root / "run", max_steps=1) == 0
     assert call(name, [str(recipe) if argument == RECIPE else argument for argument in odd]) == 0
     out, err = capfd.readouterr()
     assert not {"\x1b", "\x9b"} & {*out, *err}
