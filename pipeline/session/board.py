@@ -65,7 +65,7 @@ class Board:
             }
             columns = [Metric(tag, group=weights, display_name=f"{tag} {weights}") for weights, tag in metrics.items()]
             self._add(hparams_config_pb([HParam(name) for name in values], columns), 0)
-            self._add(hparams_pb(values), 0)
+            self._add(hparams_pb(values, trial_id=self._folder.name), 0)
 
     def end(self) -> None:
         """Say on the page of hyperparameters that the run is done."""

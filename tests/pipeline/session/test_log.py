@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from launch.drill import small_disk
 from pipeline.folder import RunFolder
 from pipeline.session.log import Log
-from tests.tiny import TINY
 
 SIZE = 64 * 1024
 
@@ -47,11 +46,11 @@ def write_metrics(folder: RunFolder, harm: Callable[[Path], None]) -> None:
 
 
 def write_board(folder: RunFolder) -> None:
-    images = torch.rand(16, 3, 64, 64)
+    images = np.random.default_rng(0).integers(0, 256, (16, 64, 64, 3), np.uint8)
     with log_of(folder) as log:
         fill(folder.tensorboard)
         for step in range(3):
-            log.pictures(step, images, TINY.model)
+            log.pictures("train/augmented", step, images, ["label"] * 16)
             log.record("train", step, 0.0, {"loss": 1.0})
 
 
