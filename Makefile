@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quick test test-runs test-rest check bench reproduce clean
+.PHONY: demo board quick test test-runs test-rest check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -15,7 +15,14 @@ demo: $(VENV)/installed
 		--distill.teacher local-dir:demo/teacher --distill.store demo/teacher_outputs
 	@echo "Look at   demo/run/learnt.png   what it learnt"
 	@echo "          demo/views.png        the images as the model sees them"
-	@echo "          $(BIN)/tensorboard --logdir demo/run/tensorboard"
+	@$(BIN)/vitrail report demo/run --output demo/report.html
+	@echo "          demo/report.html      all about the run, on one page"
+	@echo "          make board LOGDIR=demo  its curves"
+
+# curves and pictures of all runs in a folder, at http://localhost:6006
+LOGDIR ?= runs
+board: $(VENV)/installed
+	$(BIN)/tensorboard --logdir $(LOGDIR)
 
 # no processes, no compilation, no whole recipes
 quick: $(VENV)/installed

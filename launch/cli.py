@@ -35,6 +35,7 @@ PURPOSES: Final[Mapping[str, Mapping[str, str]]] = {
     "Use what is trained": {
         "eval": "how good a trained model is on a split: accuracy, calibration, by class",
         "predict": "what a trained model says of image files",
+        "report": "one HTML page about one run or several: curves, recipe, data, speed, mistakes",
         "export": "a trained model as timm, ONNX or torch.export have it, and to the hub",
     },
     "Type less": {

@@ -1,4 +1,4 @@
-"""`vitrail preview`: the images as the model sees them, original beside views."""
+"""`vitrail preview`: the images as the model sees them, original beside views with the names of their operations."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ VIEWS: Final = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Preview(RecipeVerb):
-    """Draw images as the model sees them, original beside views.
+    """Draw images as the model sees them, original beside views; below a view stand its policy's operations.
 
     Takes the recipe's own fields too: --data, --augment.erase, --mix.prob, ...
 
@@ -53,7 +53,10 @@ def picture_named(output: Path) -> tuple[Path, list[Problem]]:
 
 
 def draw_preview(job: Job, path: Path) -> None:
-    """Write a picture: in each row an image, views of it, and what the model sees after erasing and mixing."""
+    """Write a picture: in each row an image, views of it, and what the model sees after erasing and mixing.
+
+    Below a view stand the operations that the policy did, in their order.
+    """
     recipe, index = job.recipe, job.index
     # one virtual rank, so that a data set smaller than the global batch can be looked at too
     alone = replace(recipe, batch=min(recipe.rank_batch, len(index)), virtual_ranks=1)
@@ -63,21 +66,23 @@ def draw_preview(job: Job, path: Path) -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.model.mean, recipe.model.std))
     seen = (seen * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     samples = list(dict.fromkeys(batch.samples.tolist()))[:ROWS]
-    figure = Figure(figsize=(1.6 * (VIEWS + 2), 1.6 * len(samples) + 0.4), layout="constrained")
+    figure = Figure(figsize=(1.7 * (VIEWS + 2), 2.1 * len(samples) + 0.4), layout="constrained")
     axes = figure.subplots(len(samples), VIEWS + 2, squeeze=False)
     for row, sample in zip(axes, samples, strict=True):
         slot = batch.samples.tolist().index(sample)
         content = batches.reader.read(sample)
         original = decode(content, index.key(sample))
-        views = [batches.view(original, sample, batches.order.views(0, 0).epoch, copy) for copy in range(VIEWS)]
+        epoch, done = batches.order.views(0, 0).epoch, [list[str]() for _ in range(VIEWS)]
+        views = [batches.view(original, sample, epoch, copy, names) for copy, names in enumerate(done)]
         pictures = [
             center(original, recipe.model.img_size, recipe.eval.crop_ratio),
             *views,
             seen[slot].numpy(),
         ]
-        for axis, picture in zip(row, pictures, strict=True):
+        for axis, picture, names in zip(row, pictures, ([], *done, []), strict=True):
             axis.imshow(picture)
-            axis.set_axis_off()
+            axis.set(xticks=[], yticks=[], frame_on=False)
+            axis.set_xlabel("\n".join(names), fontsize=7)  # what the policy did
     titles = ("image", *(f"view {copy}" for copy in range(VIEWS)), "erased, mixed")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)

@@ -275,6 +275,9 @@ class Log:
     """What is written while training."""
 
     every_steps: Annotated[int, FREE, AT_LEAST_1] = 50  # steps between lines of the log
+    trackers: Annotated[str, FREE] = "tensorboard"  # who hears of the run: tensorboard,wandb,mlflow,... (Accelerate's)
+    histograms: Annotated[bool, FREE] = False  # of all weights, in TensorBoard, at each evaluation
+    profile: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps of a session that torch's profiler traces; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

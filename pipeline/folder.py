@@ -33,6 +33,7 @@ class Beginning(TypedDict):
     fingerprints: NotRequired[dict[str, str | None]]
     versions: NotRequired[dict[str, str]]
     git_commit: NotRequired[str | None]
+    data: NotRequired[dict[str, Any]]  # its place, and what dataset.json says
 
 
 class Rehearsal(TypedDict):
@@ -56,6 +57,8 @@ class MetricsLine(TypedDict):
     split: NotRequired[str]
     weights: NotRequired[str]
     top1: NotRequired[float]
+    times: NotRequired[dict[str, float]]  # seconds of a step, by part
+    event: NotRequired[str]
 
 
 class TraceLine(TypedDict):
@@ -72,6 +75,7 @@ class QuarantineLine(TypedDict):
     split: str
     shard: str
     key: str
+    reason: NotRequired[str]
 
 
 class SessionLine(TypedDict):
@@ -81,6 +85,36 @@ class SessionLine(TypedDict):
     from_step: int
     to_step: int | None
     ended: str | None
+    started: NotRequired[str]
+    command: NotRequired[list[str]]
+    processes: NotRequired[int]
+    engine: NotRequired[str]
+    precision: NotRequired[str]
+    machine: NotRequired[dict[str, Any]]
+    changed: NotRequired[dict[str, Any]]
+
+
+class Mistake(TypedDict):
+    """A sample that was answered wrongly; label and answer are numbers of classes."""
+
+    key: str
+    label: int
+    answer: int
+    probability: float  # of the answer
+
+
+class FindingsHead(TypedDict):
+    """findings/findings.json: what the last evaluation found (`pipeline/session/findings.py`)."""
+
+    step: int
+    split: str
+    weights: str  # which were asked
+    samples: int
+    classes: list[str]
+    confusion: list[list[int]]  # label, answer, and how many samples
+    mistakes: list[Mistake]  # the most confident ones
+    looked_at: list[str]  # keys of the images with a map of attention
+    tokens: list[str]  # whose attention
 
 
 class RunFolder:
@@ -99,7 +133,10 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.quarantine = path / "quarantine.jsonl"  # samples that could not be used
         self.traces = path / "trace"
+        self.profile = path / "profile"  # what torch's profiler traced, with --log.profile
         self.picture = path / "learnt.png"
+        self.findings = path / "findings"  # what the last evaluation found, and pictures of it
+        self.findings_head = self.findings / "findings.json"
         self.rehearsal = path / "rehearsal.json"  # what a dry run measured
 
     def __str__(self) -> str:
@@ -125,9 +162,24 @@ class RunFolder:
         """Return where an average of the weights lies, `ema` or a further one, beside `weights`."""
         return self.path / f"model_{name}.safetensors"
 
+    @property
+    def board(self) -> Path:
+        """Where TensorBoard's event files lie: in a folder called as the run was when it began."""
+        begun = [path for path in self.tensorboard.iterdir() if path.is_dir()] if self.tensorboard.is_dir() else []
+        return begun[0] if len(begun) == 1 else self.tensorboard / (self.path.absolute().name or "run")
+
+    @property
+    def told(self) -> int:
+        """The step up to which a session logged, though the run may have gone back since."""
+        return max((line["to_step"] or 0 for line in read_json_lines(self.sessions, SessionLine).good), default=0)
+
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""
         return self.traces / f"rank-{process}.jsonl"
+
+    def finding(self, kind: str, number: int) -> Path:
+        """Return where a picture of the last evaluation lies: of a mistake, an image, or a token's attention to it."""
+        return self.findings / f"{kind}-{number:02d}.png"
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -35,6 +35,7 @@ from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, label_problems, recipe_problems, split_problems
 from pipeline.teacher.store import differences, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
+from pipeline.trackers import missing_trackers
 from pipeline.update.optimizer import numbers_kept, optimizer_problems
 from pipeline.update.schedule import Schedule
 from shards.dataset import Dataset
@@ -227,6 +228,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
             job = replace(job, taught_by=_taught_by(job, need, found) if need.train else "")
         except BadRequest as error:
             found += error.problems
+    if need.start and hosting.main:
+        found += missing_trackers(recipe.log.trackers)
     if need.output:
         found += list(_output_problems(job, found))
     if need.loader and not (job.dataset and "train" not in job.dataset.splits):

@@ -11,6 +11,7 @@ from pathlib import PurePath
 
 from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
 from pipeline.fields import Field, flag, flatten, written
+from pipeline.trackers import unknown_trackers
 from pipeline.update.optimizer import needs_whole_parameters
 from shards.dataset import Dataset
 from shards.errors import Problem
@@ -83,6 +84,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(
             "spike.factor", f"--spike.factor {recipe.spike.factor}: every loss would leap; take more than 1, or 0."
         )
+    yield from unknown_trackers(recipe.log.trackers)
     yield from _finetune_problems(recipe)
     yield from _distill_problems(recipe)
 

@@ -40,6 +40,10 @@ class Events(Protocol):
         """Do what is due after a step that is not trained; return True to stop here."""
         ...
 
+    def lap(self, part: str) -> None:
+        """Take note that a part of a step is over (`pipeline/session/telemetry.py`)."""
+        ...
+
 
 class MicroBatch(NamedTuple):
     """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes], and a teacher's outputs."""
@@ -70,11 +74,14 @@ def train(run: "Run", events: Events) -> bool:
             with engine.exchange(micro.last):
                 logits = engine.student(micro.images, micro.keys)
                 loss = objective(logits, micro.targets, micro.outputs, recipe, run.class_weights)
+                events.lap("forward")
                 engine.backward(loss.sum() * run.loss_scale)
+                events.lap("backward")
             losses[micro.virtual_rank] += loss.detach().sum()
             if micro.outputs is not None:
                 agreed += agreement(logits, micro.outputs)
         norm = run.weights.update(run.schedule.lr(step), recipe.optim.clip, step)
+        events.lap("update")
         if events.after_step(step, losses, agreed, norm):
             return True
     return False
@@ -164,6 +171,7 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
         for turn, rank in enumerate(hosted):
             run.norms.take_turn(turn)
             batch = awaited(run.feed, step, rank)
+            events.lap("wait")
             images = model_input(batch, recipe.model, run.device)
             events.after_batch(batch, images)
             keys = torch.from_numpy(batch.depth_keys).to(run.device, non_blocking=True)
@@ -174,6 +182,7 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
                 part = slice(first, first + size)
                 last = rank == hosted[-1] and first + size >= len(images)
                 part_outputs = None if outputs is None else outputs[part]
+                events.lap("input")
                 yield MicroBatch(rank, images[part], keys[part], targets[part], part_outputs, last)
 
 

@@ -33,6 +33,7 @@ from launch.timm_flags import spellings
 from launch.verb import config_file, engine_named
 from pipeline.config import FIELDS, LOCAL_DIR, Recipe
 from pipeline.fields import flag
+from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, engine_of_config
 from pipeline.job import FILLING, PREDICTING, REHEARSAL, Need, resolve
 from pipeline.model.build import build_model
@@ -294,6 +295,14 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
         assert call(name, written(rest, scratch)) == 0
         (made,) = scratch.glob("*.py")
         load_recipe(str(made))
+    elif name == "report":
+        verb, others = parsed(name, rest)
+        assert not others
+        for run in verb.runs:
+            made = RunFolder(scratch / run)
+            made.path.mkdir(parents=True)
+            made.recipe.write_text('{"recipe": {"name": "deit_small"}}')
+        assert call(name, [*(str(scratch / run) for run in verb.runs), "--output", str(scratch / verb.output)]) == 0
     elif name in ("order", "plan", "preview"):
         done(name, rest, scratch)
     elif name in ("eval", "predict", "export"):

@@ -66,7 +66,12 @@ def digits(site: Path, empty: Path) -> str:
 
 
 def test_it_brings_recipes_configurations_and_batch_scripts(site: Path) -> None:
-    wanted = [*ROOT.glob("recipes/*.py"), *ROOT.glob("launch/configs/*"), *ROOT.glob("slurm/*.sbatch")]
+    wanted = [
+        *ROOT.glob("recipes/*.py"),
+        *ROOT.glob("launch/configs/*"),
+        *ROOT.glob("launch/*.j2"),
+        *ROOT.glob("slurm/*.sbatch"),
+    ]
     assert len(wanted) > 40
     for path in wanted:
         assert (site / path.relative_to(ROOT)).read_bytes() == path.read_bytes()

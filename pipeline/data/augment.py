@@ -19,12 +19,14 @@ from pipeline.config import Augment
 from pipeline.data.policy import POLICIES, affine, rotate
 
 
-def augment(image: Image.Image, size: int, settings: Augment, rng: Generator) -> NDArray[np.uint8]:
-    """Return one training view, [size, size, 3] uint8."""
+def augment(
+    image: Image.Image, size: int, settings: Augment, rng: Generator, done: list[str] | None = None
+) -> NDArray[np.uint8]:
+    """Return one training view, [size, size, 3] uint8; `done` takes the names of the policy's operations."""
     image = CROPS[settings.crop](image, size, settings, rng)
     if rng.random() < settings.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = POLICIES[settings.policy](image, settings, rng)
+    image = POLICIES[settings.policy](image, settings, rng, done)
     if settings.jitter:
         image = color_jitter(image, settings.jitter, rng)
     if settings.rotate or settings.shear:

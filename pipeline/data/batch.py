@@ -146,10 +146,12 @@ class TrainingBatches(Dataset[Batch]):
             replaced=any(sample in self._reasons for sample in samples.tolist()),
         )
 
-    def view(self, image: Image.Image, sample: int, epoch: int, copy: int) -> NDArray[np.uint8]:
-        """Return one view of a decoded sample, [S, S, 3]."""
+    def view(
+        self, image: Image.Image, sample: int, epoch: int, copy: int, done: list[str] | None = None
+    ) -> NDArray[np.uint8]:
+        """Return one view of a decoded sample, [S, S, 3]; `done` takes the names of the policy's operations."""
         rng = generator(self.recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
-        return augment(image, self.recipe.model.img_size, self.recipe.augment, rng)
+        return augment(image, self.recipe.model.img_size, self.recipe.augment, rng, done)
 
     def _load(self, sample: int, others: Iterator[int], unusable: list[Unusable]) -> tuple[Image.Image, int]:
         """Return image and label of a sample, or of the first usable one of the others.

@@ -2,7 +2,7 @@
 
 `rand` and `auto` are timm's (`timm/data/auto_augment.py`), which DeiT trained with; `rand_tf` is the RandAugment for
 TensorFlow, as big_vision has it; `auto_v0` is the AutoAugment of pycls. The draws are ours, from the generator of the
-view.
+view. Each adds the names of the operations that it did to `done`, for who wants to show them.
 """
 
 from collections.abc import Callable, Mapping
@@ -93,7 +93,7 @@ OPS: Final[Mapping[str, Op]] = {
 OP_NAMES: Final = tuple(OPS)
 
 
-def rand_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+def rand_augment(image: Image.Image, settings: Augment, rng: Generator, done: list[str] | None = None) -> Image.Image:
     """RandAugment as timm's `rand-mM-mstdS-inc1`: `rand_ops` operations, each done with probability 1/2."""
     if not settings.rand_ops:
         return image
@@ -104,6 +104,7 @@ def rand_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image
     for op, applied, magnitude, sign in zip(chosen, apply, magnitudes, signs, strict=True):
         if applied:
             image = OPS[OP_NAMES[op]](image, float(sign * min(max(magnitude / 10, 0.0), 1.0)))
+            _add(done, OP_NAMES[op])
     return image
 
 
@@ -141,7 +142,9 @@ TF_OPS: Final[Mapping[str, Op]] = {
 TF_NAMES: Final = (*TF_OPS, "Cutout")
 
 
-def rand_augment_tf(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+def rand_augment_tf(
+    image: Image.Image, settings: Augment, rng: Generator, done: list[str] | None = None
+) -> Image.Image:
     """RandAugment as big_vision's `randaug(N, M)`: `rand_ops` operations at one magnitude, each always done."""
     chosen = rng.integers(len(TF_NAMES), size=settings.rand_ops)
     signs = rng.integers(2, size=settings.rand_ops) * 2 - 1
@@ -149,6 +152,7 @@ def rand_augment_tf(image: Image.Image, settings: Augment, rng: Generator) -> Im
     for op, sign, (y, x) in zip(chosen, signs, centers, strict=True):
         name, level = TF_NAMES[op], float(sign * settings.rand_magnitude / 10)
         image = cutout(image, level, (y, x)) if name == "Cutout" else TF_OPS[name](image, level)
+        _add(done, name)
     return image
 
 
@@ -181,7 +185,13 @@ AUTO_V0_POLICY: Final = pairs("v0")  # that of its code for TensorFlow
 
 
 def auto_augment(
-    image: Image.Image, settings: Augment, rng: Generator, *, policy: Pairs, ops: Mapping[str, Op]
+    image: Image.Image,
+    settings: Augment,
+    rng: Generator,
+    done: list[str] | None = None,
+    *,
+    policy: Pairs,
+    ops: Mapping[str, Op],
 ) -> Image.Image:
     """AutoAugment: one of 25 learned pairs of operations, each done with its probability (1805.09501, Table 9)."""
     pair = policy[rng.integers(len(policy))]
@@ -189,15 +199,17 @@ def auto_augment(
     for (name, prob, magnitude), draw, sign in zip(pair, draws, signs, strict=True):
         if draw < prob:
             image = ops[name](image, sign * magnitude / 10)
+            _add(done, name)
     return image
 
 
 # ---- 3-Augment -------------------------------------------------------------------------------------------------------
 
 
-def three_augment(image: Image.Image, settings: Augment, rng: Generator) -> Image.Image:
+def three_augment(image: Image.Image, settings: Augment, rng: Generator, done: list[str] | None = None) -> Image.Image:
     """3-Augment: grey, solarized or blurred, each a third of the time (DeiT III, 2204.07118; deit/augment.py)."""
     which = rng.integers(3)
+    _add(done, ("Grayscale", "Solarize", "GaussianBlur")[which])
     if which == 0:
         return ImageOps.grayscale(image).convert("RGB")
     if which == 1:
@@ -205,7 +217,12 @@ def three_augment(image: Image.Image, settings: Augment, rng: Generator) -> Imag
     return image.filter(ImageFilter.GaussianBlur(rng.uniform(0.1, 2.0)))
 
 
-POLICIES: Final[Mapping[str, Callable[[Image.Image, Augment, Generator], Image.Image]]] = {
+def _add(done: list[str] | None, name: str) -> None:
+    if done is not None:
+        done.append(name)
+
+
+POLICIES: Final[Mapping[str, Callable[[Image.Image, Augment, Generator, list[str] | None], Image.Image]]] = {
     "rand": rand_augment,
     "rand_tf": rand_augment_tf,
     "auto": partial(auto_augment, policy=AUTO_POLICY, ops=AUTO_OPS),

@@ -1,15 +1,15 @@
 """Evaluation: every sample of a split once, the same numbers on any hosting."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.data.batch import EvaluationBatches, Unusable
+from pipeline.data.batch import EvalBatch, EvaluationBatches, Unusable
 from pipeline.data.device import normalize
 from pipeline.data.loader import Prepared, load
 from pipeline.job import Job
@@ -47,12 +47,16 @@ def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataL
 
 @torch.inference_mode()
 def evaluate(
-    nets: Mapping[str, nn.Module], loader: DataLoader[Any], accelerator: Accelerator
+    nets: Mapping[str, nn.Module],
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    note: Callable[[str, EvalBatch, Tensor], None] = lambda *_: None,
 ) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
-    digit on any number of processes of the same kind.
+    digit on any number of processes of the same kind. `note` is told of each part here what each net says of it: its
+    name, the part, and logits [B, C] on the device.
     """
     assert isinstance(loader.dataset, Prepared)
     batches = loader.dataset.batches
@@ -67,10 +71,11 @@ def evaluate(
             continue
         images = normalize(batch.images, recipe.model, accelerator.device)
         labels = torch.from_numpy(batch.labels).to(accelerator.device, non_blocking=True)
-        for number, net in enumerate(nets.values()):
+        for number, (name, net) in enumerate(nets.items()):
             with accelerator.autocast():
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
+            note(name, batch, logits)
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             count = torch.tensor(len(labels), device=accelerator.device)

@@ -17,24 +17,32 @@ from threading import Thread
 from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
-from pipeline.data.batch import Batch
+from pipeline.data.batch import Batch, EvalBatch, EvaluationBatches
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
+from pipeline.model.finetune import rate_scales
 from pipeline.session.best import Best
+from pipeline.session.drawing import heat_map
 from pipeline.session.evaluate import Score, evaluate
+from pipeline.session.findings import FirstAnswers, Table, find, overlaid, write_findings
 from pipeline.session.log import Log
+from pipeline.session.profiler import Profiler
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.session.tally import Tally
+from pipeline.session.telemetry import Laps, peak_memory
 from pipeline.train import Run
+from shards.files import naming
 from shards.index import Index
 
+PICTURES: Final = 16  # images of the augmented batch that are shown
 FORWARDED: Final = 2.0  # seconds in which a launcher may pass on a Ctrl-C that the terminal has sent already
 
 
@@ -154,6 +162,7 @@ class Events:
         best: Best,
         skipped: Sequence[Span] = (),
         trained: Mapping[str, Any] | None = None,
+        profiler: Profiler | None = None,
     ) -> None:
         self.run = run
         self.recipe = run.job.recipe
@@ -179,6 +188,9 @@ class Events:
         self._saved_at = self._mark = time.monotonic()
         self._mark_step, self._mark_wait = run.first_step, 0.0
         self._training_seconds = 0.0
+        self._laps = Laps(run.device)
+        self._profiler = profiler
+        self._rates = rates_by_group(run)
 
     @property
     def wall_seconds(self) -> float:
@@ -197,7 +209,11 @@ class Events:
         self.tally.note(batch)
         self._quarantine.note(batch.unusable)
         if batch.step == self.run.first_step and batch.virtual_rank == self.run.job.virtual_ranks[0]:
-            self.log.pictures(batch.step, images, self.recipe.model)
+            self._show(batch, images)
+
+    def lap(self, part: str) -> None:
+        """Take note that a part of a step is over."""
+        self._laps.lap(part)
 
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         """Do what is due after a step; return True to stop.  The only place for anything "every N steps"."""
@@ -212,6 +228,8 @@ class Events:
             or is_due(done, often.every_epochs * self.run.schedule.steps_per_epoch)
             for often in (recipe.eval, recipe.checkpoint)
         )
+        if self._profiler:
+            self._profiler.step()
         self._send(step, losses, agreed, norm)
         self._receive(step - 1)
         if log_due or eval_due or save_due or self.stopping or self._save_asked:
@@ -221,6 +239,7 @@ class Events:
             self.tally.check(done)
         if log_due and self._report and self._report.step == step:
             self._log(self._report)
+        self._laps.lap("other")
         paused = time.monotonic()
         if eval_due and self.evaluation:
             self.evaluate(done)
@@ -229,6 +248,7 @@ class Events:
         stopping = self.stopping or self.best.at_plateau
         if save_due or stopping or self._save_asked:
             self.save(done, wait=end or stopping)
+        self._laps.skip()
         self._mark += time.monotonic() - paused
         if self.best.at_plateau:
             self._say_plateau(done)
@@ -334,13 +354,18 @@ class Events:
         now, done = time.monotonic(), report.step + 1
         seconds = max(now - self._mark, 1e-9)
         self._training_seconds += seconds
-        values = {
+        values: dict[str, Any] = {
             "loss": sum(report.losses) / len(report.losses),
             "lr": self.run.schedule.lr(report.step),
             "images_per_second": (done - self._mark_step) * self.recipe.batch / seconds,
             "data_wait": (self.run.feed.seconds_waited - self._mark_wait) / seconds,
             "grad_norm": report.norm,
+            "unusable": len(self._quarantine),
+            "memory_gib": peak_memory() / 2**30,
+            "times": {part: spent / (done - self._mark_step) for part, spent in self._laps.take().items()},
         }
+        if self._rates:
+            values["lr_by_group"] = {group: scale * values["lr"] for group, scale in self._rates.items()}
         if self.run.teacher:
             values["agreement"] = report.agreement
         self._mark, self._mark_step, self._mark_wait = now, done, self.run.feed.seconds_waited
@@ -356,7 +381,15 @@ class Events:
         assert self.evaluation
         assert self._eval_quarantine is not None
         index = self.evaluation.split
-        self.scores, unusable = evaluate(self.run.weights.nets(), self.evaluation.loader, self.run.accelerator)
+        nets = self.run.weights.nets()
+        shown = "ema" if "ema" in nets else "raw"
+        answers = FirstAnswers(len(index), self.run.accelerator)
+
+        def note(weights: str, part: EvalBatch, logits: Tensor) -> None:
+            if weights == shown:
+                answers.note(part, logits)
+
+        self.scores, unusable = evaluate(nets, self.evaluation.loader, self.run.accelerator, note)
         self._eval_quarantine.note(unusable)
         self._eval_quarantine.share()
         if self.recipe.data.strict and len(self._eval_quarantine):
@@ -382,6 +415,52 @@ class Events:
                 f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
                 + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
+        table = answers.of_all()
+        if self.log.main:
+            self._find(shown, nets[shown], table, step, show=record)
+            if record and self.recipe.log.histograms:
+                for weights, net in nets.items():
+                    self.log.histograms(step, net, weights)
+
+    def _find(self, weights: str, net: nn.Module, table: Table, step: int, *, show: bool) -> None:
+        """Keep what an evaluation found, beside its numbers."""
+        assert self.evaluation
+        assert self.run.job.dataset
+        batches = EvaluationBatches(self.recipe, self.evaluation.split)
+        found = find(net, weights, table, batches, self.run.job.dataset.classes, step, self.run.device)
+        with naming(self.log.folder.findings):
+            write_findings(self.log.folder, found)
+        if not (show and self.log.shows):
+            return
+        split, names = found.head["split"], found.head["classes"]
+        self.log.picture(f"{split}/confusion", step, heat_map(found.head["confusion"], len(names)))
+        wrong = [f"{names[one['answer']]} {one['probability']:.0%}\nis {names[one['label']]}"
+                 for one in found.head["mistakes"]]  # fmt: skip
+        self.log.pictures(f"{split}/most_confident_mistakes", step, found.mistakes, wrong)
+        if found.attention is not None:
+            rows = [(image, *(overlaid(image, maps[number]) for maps in found.attention))
+                    for number, image in enumerate(found.looked_at)]  # fmt: skip
+            said = [
+                word for key in found.head["looked_at"] for word in (key, *(f"{t} token" for t in found.head["tokens"]))
+            ]
+            images = np.stack([image for row in rows for image in row])
+            self.log.pictures(f"{split}/attention", step, images, said, len(rows[0]))
+
+    def _show(self, batch: Batch, images: Tensor) -> None:
+        """Show a batch as the model sees it, with its labels: those of both images where two are mixed."""
+        if not (self.log.shows and self.run.job.dataset):
+            return
+        mean, std = (torch.tensor(of).view(3, 1, 1) for of in (self.recipe.model.mean, self.recipe.model.std))
+        shown = ((images[:PICTURES].float().cpu() * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
+        names = [self.run.job.dataset.classes[label] for label in batch.labels.tolist()]
+        captions = names[: len(shown)]
+        if batch.mixing:
+            shares, partners = batch.mixing.lam.tolist(), batch.mixing.partner.tolist()
+            captions = [
+                f"{name} {share:.0%}\n{names[partner]} {1 - share:.0%}" if share < 1 else name
+                for name, share, partner in zip(captions, shares, partners, strict=False)
+            ]
+        self.log.pictures("train/augmented", batch.step + 1, shown, captions)
 
     def save(self, step: int, *, wait: bool) -> None:
         """Have a checkpoint written: by one process, beside the next steps, or before anything goes on.
@@ -412,6 +491,21 @@ class Events:
             self._writer.wait()
             self.run.accelerator.wait_for_everyone()
         self._saved_at, self._save_asked = time.monotonic(), False
+
+
+def rates_by_group(run: Run) -> dict[str, float]:
+    """Return the shares of the rate that groups of parameters have, by the first and the last layer of each.
+
+    Nothing where all have the same.
+    """
+    scales = rate_scales(run.weights.net, run.job.recipe.finetune)
+    layers: dict[float, list[str]] = {}
+    for name, scale in scales.items():
+        parts = name.split(".")
+        layers.setdefault(scale, []).append(".".join(parts[:2]) if parts[0] == "blocks" else parts[0])
+    if len(layers) < 2:
+        return {}
+    return {"_to_".join(dict.fromkeys((of[0], of[-1]))): scale for scale, of in layers.items()}
 
 
 def is_due(done: int, every: int) -> bool:

@@ -3,20 +3,23 @@
 import platform
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
 from pipeline.fields import differing, flatten
 from pipeline.folder import Beginning
 from pipeline.job import Job
+from shards.dataset import Dataset
 from shards.files import read_json, write_json
 
 LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
+DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
 
 
@@ -31,6 +34,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
                 "fingerprints": dict(job.fingerprints),
                 "versions": versions(),
                 "git_commit": git_commit(),
+                "data": {"place": job.data, **described(job.dataset)},
             },
         )
     began, now = flatten(read_json(folder.recipe, Beginning)["recipe"]), flatten(job.recipe)
@@ -39,6 +43,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
         {
             "data": str(Path(job.data).absolute()) if Path(job.data).exists() else job.data,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
             "git_commit": git_commit(),
             "versions": versions(),
             "changed": {name: now.get(name) for name in differing(began, now)},  # since recipe.json
@@ -53,6 +58,14 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
             "from_step": from_step,
         }
     )  # fmt: skip
+
+
+def described(dataset: Dataset | None) -> dict[str, Any]:
+    """Return what dataset.json says, but for the names of classes, of which there may be very many."""
+    if dataset is None:
+        return {}
+    head: dict[str, Any] = {**dataset.head()}
+    return {"classes": len(dataset.classes), **{name: head[name] for name in DESCRIBED if name in head}}
 
 
 def versions() -> dict[str, str]:

@@ -5,7 +5,6 @@ optimizer, checkpoint and resume are the run's own. Published weights are not fe
 Nothing is kept but what was measured, in `rehearsal.json` of the run's folder, for `vitrail plan`.
 """
 
-import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.config import Recipe, cost_fields
+from pipeline.config import Log, Recipe, cost_fields
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
 from pipeline.folder import Rehearsal, RunFolder
@@ -26,6 +25,7 @@ from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import on_meta
 from pipeline.session.session import DONE, run_job, trained_parts
+from pipeline.session.telemetry import peak_memory
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
 from shards.dataset import Dataset, read_dataset
 from shards.errors import DamagedFile, harmless
@@ -125,7 +125,7 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         distill=replace(recipe.distill, store=""),
         eval=replace(recipe.eval, every_epochs=0, every_steps=0, batch=EVALUATED),
         checkpoint=replace(recipe.checkpoint, best="none"),
-        log=replace(recipe.log, every_steps=1),
+        log=Log(every_steps=1),
     )
 
 
@@ -235,10 +235,3 @@ def forward_flops(recipe: Recipe) -> int:
     with FlopCounterMode(display=False) as counter:
         net.eval()(image)
     return int(counter.get_total_flops())
-
-
-def peak_memory() -> int:
-    """Return the largest memory this process held, in bytes: the device's on a GPU, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

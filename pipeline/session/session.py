@@ -1,7 +1,7 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ from pipeline.session.evaluate import evaluation_loader
 from pipeline.session.events import Evaluation, Events, StopRequest
 from pipeline.session.log import Log
 from pipeline.session.picture import draw_learnt
+from pipeline.session.profiler import Profiler
 from pipeline.session.provenance import begin_session
 from pipeline.session.spike import Span, SpikeFound, Watch, steps_of
 from pipeline.train import Run, build, train
@@ -109,9 +110,17 @@ def run_phase(
         snapshot.tensors.clear()  # as large as the run's own, which has them now
     hosting, writer = job.hosting, parts.writer()
     with Log(
-        job.folder, step=step, last_step=run.last_step, process=hosting.process, trace=job.trace_samples, quiet=quiet
+        job.folder,
+        step=step,
+        last_step=run.last_step,
+        process=hosting.process,
+        trace=job.trace_samples,
+        quiet=quiet,
+        trackers=job.recipe.log.trackers,
     ) as log:
+        log.describe(job.recipe, job.dataset.evaluation_split() if job.dataset else None)
         introduce(job, run, log, spike, skipped, resumed=snapshot is not None)
+        profiler = Profiler(log, job.recipe.log.profile, step) if job.recipe.log.profile and hosting.main else None
         events = parts.events(
             run,
             log,
@@ -124,9 +133,11 @@ def run_phase(
             best=best_of(job, saved.get("best")),
             skipped=skipped,
             trained=saved.get("trained"),
+            profiler=profiler,
         )
         try:
-            stopped = train(run, events)
+            with profiler or nullcontext():
+                stopped = train(run, events)
         except BaseException:
             with suppress(CheckpointError, OSError):  # which would hide what ended the training
                 writer.wait()
@@ -399,6 +410,7 @@ def finish(job: Job, run: Run, events: Events) -> None:
         with naming(folder.picture):
             picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
         shown = f"\npicture   {picture}"
+    events.log.finished()
     write_json(folder.summary, summary)
     if events.tally.proven:
         since = f", since step {events.tally.since}" if events.tally.since else ""

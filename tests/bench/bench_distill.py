@@ -41,6 +41,9 @@ class Stopwatch:
     def after_batch(self, batch: Batch, images: Tensor) -> None:
         pass
 
+    def lap(self, part: str) -> None:
+        pass
+
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
         losses.sum().item()  # wait for the device
         self.steps += 1

@@ -147,6 +147,7 @@ CALLS: dict[str, list[tuple[str, ...]]] = {
     "preview": [(RECIPE, *DATA, "--output", "{tmp}/views.png")],
     "plan": [(RECIPE, *DATA, "--gpus-per-node", "2")],
     "doctor": [(RECIPE, *DATA, *OUTPUT)],
+    "report": [("{run}", "--output", "{tmp}/page.html")],
     "slurm": [(RECIPE, *DATA, *OUTPUT, "--gpus-per-node", "2")],
     "eval": [("{run}", *DATA), ("{run}", *DATA, "--csv", "{tmp}/answers.csv", "--json")],
     "predict": [("{run}", "{tmp}/image.png")],
@@ -197,6 +198,9 @@ def test_a_verb_executes_nothing_of_a_data_set(
     if TEACHER[0] in arguments:
         recipe = replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False))
         write_random_weights(recipe, tmp_path / "teacher.safetensors")
+    if name == "report":
+        assert train_here(read_dataset(trapped), tmp_path / "run", max_steps=1) == 0
+        trained = tmp_path / "run"
     assert call(name, [argument.format(data=trapped, tmp=tmp_path, run=trained) for argument in arguments]) == 0
 
 
@@ -252,6 +256,9 @@ def test_a_verb_shows_names_as_they_are_and_obeys_none(
             replace(HERE, distill=Distill(teacher="resnet20_cifar", img_size=16, token=False)),
             root / "teacher.safetensors",
         )
+    if name == "report":
+        assert train_here(read_dataset(oddly_named), root / "run", max_steps=1) == 0
+        trained = root / "run"
     Image.new("RGB", (9, 9)).save(root / "image.png")
     named = {"{data}": str(oddly_named), "{tmp}": str(root), "{run}": str(trained)}
     odd = [re.sub(r"{\w+}", lambda found: named[found[0]], argument) for argument in arguments]

@@ -74,7 +74,7 @@ def draws(settings: Augment, count: int, monkeypatch: pytest.MonkeyPatch) -> lis
     monkeypatch.setattr(policy, "cutout", noted("Cutout"))
     for sample in range(count):
         found.append([])
-        POLICIES[settings.policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=sample))
+        POLICIES[settings.policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=sample), None)
     return found
 
 
@@ -304,3 +304,21 @@ def test_three_augment_does_each_of_three_a_third_of_the_time() -> None:
     grey = sum(bool((view == view[..., :1]).all()) for view in pixels)
     solarized = sum(np.array_equal(view, np.asarray(ImageOps.solarize(PHOTO))) for view in pixels)
     assert all(70 < count < 130 for count in (grey, solarized, 300 - grey - solarized))
+
+
+@pytest.mark.parametrize(
+    ("policy", "settings"),
+    [("rand", DEIT), ("rand_tf", BIG_VISION), ("auto", DEIT), ("auto_v0", DEIT), ("three", DEIT)],
+)
+def test_a_policy_names_what_it_did_and_does_the_same(policy: str, settings: Augment) -> None:
+    done: list[str] = []
+    views = [
+        POLICIES[policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=3), names) for names in (done, None)
+    ]
+    assert np.array_equal(*map(np.asarray, views))
+    done = []
+    for sample in range(20):
+        POLICIES[policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=sample), done)
+    known = {*OPS, *TF_OPS, *AUTO_OPS, *AUTO_V0_OPS, "Cutout", "Grayscale", "GaussianBlur"}
+    assert len(done) >= 8
+    assert set(done) <= known

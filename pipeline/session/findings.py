@@ -1,0 +1,179 @@
+"""What an evaluation found, beside its numbers: which classes are confused, the most confident mistakes, attention.
+
+`find` makes it of the answers of one net, in the main process. `findings/` of a run's folder keeps it as JSON and small
+PNGs, so that `vitrail report` reads files alone. Each evaluation writes it anew.
+Shapes: N samples of the split, B images, S side of an image, g patches a side of it, T tokens that look.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models import VisionTransformer, VisionTransformerDistilled
+from torch import Tensor, nn
+
+from pipeline.data.augment import center
+from pipeline.data.batch import EvalBatch, EvaluationBatches
+from pipeline.data.device import normalize
+from pipeline.folder import FindingsHead, RunFolder
+from shards.decode import decode
+from shards.files import write_json
+
+MISTAKES: Final = 12
+LOOKED_AT: Final = 6  # images of whose attention there are pictures
+TOKENS: Final = ("class", "distillation")
+SIDE: Final = 160  # pixels of a picture that is kept, at most
+
+
+class FirstAnswers:
+    """What one net says of every sample of a split, gathered without waiting for the device."""
+
+    def __init__(self, samples: int, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        # counted, label, answer, its probability
+        self._table = torch.zeros(samples, 4, dtype=torch.float64, device=accelerator.device)
+
+    def note(self, batch: EvalBatch, logits: Tensor) -> None:
+        """Take note of logits [B, C] for a part of the split."""
+        device = self._table.device
+        samples, labels = (torch.from_numpy(of).to(device, non_blocking=True) for of in (batch.samples, batch.labels))
+        probability, answer = logits.float().softmax(1).max(1)
+        self._table[samples] = torch.stack([torch.ones_like(labels), labels, answer, probability], 1).double()
+
+    def of_all(self) -> "Table":
+        """Return the answers of all processes, which all must ask for."""
+        table = self._accelerator.reduce(self._table, "sum").cpu().numpy()
+        (samples,) = table[:, 0].nonzero()
+        labels, answers = table[samples, 1:3].astype(np.int64).T
+        return Table(samples, labels, answers, table[samples, 3])
+
+
+class Table(NamedTuple):
+    """Of each sample that could be used [n]: its number, its label, the answer, and the answer's probability."""
+
+    samples: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an evaluation found; pictures are uint8 [B, S, S, 3], attention float [T, B, g, g]."""
+
+    head: FindingsHead
+    mistakes: NDArray[np.uint8]
+    looked_at: NDArray[np.uint8]
+    attention: NDArray[np.float32] | None  # None where the net has no class token, as timm's ViTs have one
+
+
+def find(
+    net: nn.Module,
+    weights: str,
+    table: Table,
+    batches: EvaluationBatches,
+    classes: tuple[str, ...],
+    step: int,
+    device: torch.device,
+) -> Findings:
+    """Return what the answers of a net say; its images are read once more.
+
+    The images whose attention is shown are the same in all evaluations of a split: as many steps of equal length
+    through it.
+    """
+    index = batches.index
+    pairs, counts = np.unique(np.stack([table.labels, table.answers]), axis=1, return_counts=True)
+    wrong = np.flatnonzero(table.labels != table.answers)
+    surest = wrong[np.lexsort((table.samples[wrong], -table.probabilities[wrong]))][:MISTAKES]
+    looked = np.unique(np.linspace(0, max(len(table.samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(table.samples)]
+    images = pictures(batches, table.samples[looked])
+    seen = attention(net, normalize(torch.from_numpy(images), batches.recipe.model, device)) if len(images) else None
+    head = FindingsHead(
+        step=step,
+        split=index.folder.name,
+        weights=weights,
+        samples=len(table.samples),
+        classes=list(classes),
+        confusion=[[*pair, count] for pair, count in zip(pairs.T.tolist(), counts.tolist(), strict=True)],
+        mistakes=[
+            {
+                "key": index.key(int(table.samples[row])),
+                "label": int(table.labels[row]),
+                "answer": int(table.answers[row]),
+                "probability": float(table.probabilities[row]),
+            }
+            for row in surest
+        ],
+        looked_at=[index.key(sample) for sample in table.samples[looked].tolist()],
+        tokens=list(TOKENS[: len(seen)]) if seen is not None else [],
+    )
+    return Findings(head, pictures(batches, table.samples[surest]), images, seen)
+
+
+def pictures(batches: EvaluationBatches, samples: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return images of a split as an evaluation takes them, [B, S, S, 3]."""
+    model, crop_ratio = batches.recipe.model, batches.recipe.eval.crop_ratio
+    read = [
+        center(decode(batches.reader.read(sample), batches.index.key(sample)), model.img_size, crop_ratio)
+        for sample in samples.tolist()
+    ]
+    return np.stack(read) if read else np.empty((0, model.img_size, model.img_size, 3), np.uint8)
+
+
+@torch.inference_mode()
+def attention(net: nn.Module, images: Tensor) -> NDArray[np.float32] | None:
+    """Return where the tokens of a net's last block look, [T, B, g, g], for normalised images: the mean of its heads.
+
+    The class token is the first; where there is a distillation token, it is the second. None for another network than
+    timm's ViTs with a class token.
+    """
+    if not isinstance(net, VisionTransformer) or net.cls_token is None:
+        return None
+    last: Any = net.blocks[-1].attn
+    seen: list[Tensor] = []
+    fused = last.fused_attn
+    hook = last.attn_drop.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    last.fused_attn = False  # which computes no map
+    try:
+        net.eval()(images)
+    finally:
+        last.fused_attn = fused
+        hook.remove()
+    rows, columns = net.patch_embed.grid_size
+    tokens = len(TOKENS) if isinstance(net, VisionTransformerDistilled) else 1
+    of_patches = seen[0].float().mean(1)[:, :tokens, net.num_prefix_tokens :]
+    maps: NDArray[np.float32] = of_patches.transpose(0, 1).unflatten(2, (rows, columns)).cpu().numpy()
+    return maps
+
+
+def overlaid(image: NDArray[np.uint8], seen: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return an image [S, S, 3] that is bright where a map [g, g] looks, and dark where it does not."""
+    size = image.shape[0]
+    share = seen / max(float(seen.max()), 1e-12)
+    light = np.asarray(Image.fromarray(share.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR))
+    shown: NDArray[np.uint8] = (image * (0.15 + 0.85 * light.clip(0, 1))[..., None]).astype(np.uint8)
+    return shown
+
+
+def write_findings(folder: RunFolder, found: Findings) -> None:
+    """Write findings/ of a run's folder, its head last."""
+    folder.findings.mkdir(exist_ok=True)
+    for number, image in enumerate(found.mistakes):
+        _write_png(folder, "mistake", number, image)
+    for number, image in enumerate(found.looked_at):
+        _write_png(folder, "image", number, image)
+        for token, maps in zip(
+            found.head["tokens"], found.attention if found.attention is not None else (), strict=True
+        ):
+            _write_png(folder, token, number, overlaid(image, maps[number]))
+    write_json(folder.findings_head, found.head)
+
+
+def _write_png(folder: RunFolder, kind: str, number: int, pixels: NDArray[np.uint8]) -> None:
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE))
+    image.save(folder.finding(kind, number), optimize=True)
