@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -48,14 +49,15 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
     model = recipe.model
     scores = last_scores(trained)
     began = read_json(trained.run.recipe, Beginning) if trained.run else Beginning(recipe=asdict(job.recipe))
-    recipe_said, fingerprints = began["recipe"], began.get("fingerprints", job.fingerprints)
+    fingerprints = began.get("fingerprints", job.fingerprints)
+    data = without_folders(job.data)
     head = ModelCardData(
         library_name=LIBRARIES[formats[0]],
         pipeline_tag="image-classification",
         tags=["image-classification", "vitrail", *formats],
         model_name=name,
         eval_results=[
-            EvalResult("image-classification", "image", job.data, "accuracy", line["top1"],
+            EvalResult("image-classification", "image", data, "accuracy", line["top1"],
                        dataset_split=line.get("split"), metric_name=f"top-1, {line['weights']} weights")
             for line in scores
         ]
@@ -64,12 +66,13 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
     parts = [
         f"---\n{head.to_yaml()}\n---",
         f"# {code(name)}",
-        f"An image classifier, trained by Vitrail: {code(model.name)}, {job.parameter_count:,} parameters, "
+        f"An image classifier, {'trained' if trained.run else 'exported'} by Vitrail: {code(model.name)}, "
+        f"{job.parameter_count:,} parameters, "
         f"{recipe.data.classes} classes, {model.img_size} px.",
         "## Weights\n\n"
         + table(
             {
-                "weights": about["weights"],
+                "weights": without_folders(about["weights"]),
                 "sha256": about["weights_sha256"],
                 **({"heads": about["fusion"]} if about["fusion"] else {}),
                 "input": f"RGB, {model.img_size} px, centre crop of {recipe.eval.crop_ratio:g}, bicubic",
@@ -79,11 +82,16 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
         ),
         "## How to use it\n\n" + "\n\n".join(USES[form] for form in formats),
         "## Metrics\n\n" + metrics(scores),
-        "## Data\n\n" + table({"data": job.data, **{name: str(value) for name, value in fingerprints.items()}}),
-        f"## Recipe\n\n```json\n{json.dumps(recipe_said, indent=2)}\n```",
+        "## Data\n\n" + table({"data": data, **{name: str(value) for name, value in fingerprints.items()}}),
+        *([f"## Recipe\n\n```json\n{json.dumps(began['recipe'], indent=2)}\n```"] if trained.run else []),
         "## Provenance\n\n" + table(provenance(began)),
     ]
     return harmless("\n\n".join(parts) + "\n")
+
+
+def without_folders(place: str) -> str:
+    """Return what a file or folder of this machine is called: where it lies is nobody else's concern."""
+    return Path(place).name if Path(place).exists() else place
 
 
 def last_scores(trained: Trained) -> list[MetricsLine]:
