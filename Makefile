@@ -45,12 +45,11 @@ bench: $(VENV)/installed
 	$(BIN)/vitrail bench recipe deit_tiny
 	@for bench in tests/bench/bench_*.py; do $(BIN)/python $$bench; done
 
-# sources of its data: for `vitrail shards build`, and resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10
+# sources of its data, for `vitrail shards build`
 CIFAR10 ?= torchvision:CIFAR10
 FLOWERS ?= flowers12.zip
-RESNET20 ?= resnet20-12fca82f.th
 reproduce: $(VENV)/installed
-	$(BIN)/python tests/bench/reproduce.py --cifar10 $(CIFAR10) --flowers $(FLOWERS) --resnet20 $(RESNET20)
+	$(BIN)/python tests/bench/reproduce.py --cifar10 $(CIFAR10) --flowers $(FLOWERS)
 
 $(VENV)/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Vitrail needs Python 3.11 or newer; name one: make PYTHON=python3.12"'

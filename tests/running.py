@@ -25,6 +25,7 @@ from tests.tiny import HERE
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "tests" / "programs"
 SCRIPT = PROGRAMS / "tiny.py"
+TIMEOUT = 900  # seconds, for what ends: on a slow machine that others use too, an interpreter takes a minute to start
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}  # the tests' own recipes are not installed
 
 
@@ -65,7 +66,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end and check its exit code."""
     process = start(script, *arguments, processes=processes, env=env)
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == code, out + err
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -79,7 +80,7 @@ def run_launched(config: str, script: Path | str, *arguments: Any, processes: in
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == 0, done.stdout
@@ -103,7 +104,7 @@ def vitrail(*arguments: Any, code: int = 0) -> subprocess.CompletedProcess[str]:
 
 
 def vitrail_process(
-    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None, seconds: float = 120
+    *arguments: Any, code: int = 0, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `vitrail` as a user does and check its exit code."""
     done = subprocess.run(
@@ -112,7 +113,7 @@ def vitrail_process(
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=seconds,
+        timeout=TIMEOUT,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

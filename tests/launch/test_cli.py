@@ -16,7 +16,7 @@ from shards.dataset import Dataset, write_dataset
 from shards.errors import BadRequest
 from shards.index import Index, Shard, row_dtype, write_index
 from tests.flags import verb_flags
-from tests.running import ENVIRONMENT, SCRIPT, traces, train_here, vitrail, vitrail_process
+from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, traces, train_here, vitrail, vitrail_process
 
 
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ for words in {calls!r}:
 heavy = {{"torch", "torchvision", "timm", "accelerate", "webdataset", "sklearn", "matplotlib"}} & sys.modules.keys()
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=TIMEOUT)
 
 
 def test_help_imports_next_to_nothing() -> None:
@@ -59,7 +59,9 @@ except SystemExit:
     pass
 assert not {"torch", "numpy", "PIL", "tyro"} & sys.modules.keys()
 """
-    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, check=True, timeout=TIMEOUT, stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_no_colour_where_it_is_not_wanted(dataset: Dataset, monkeypatch: pytest.
         environment = {**ENVIRONMENT, "TERM": "xterm-256color", **options}
         environment.pop("NO_COLOR", None) if not options else None
         command = [sys.executable, "-c", program, "shards", "show", "--help"]
-        subprocess.run(command, env=environment, stdout=other, check=True, timeout=120)
+        subprocess.run(command, env=environment, stdout=other, check=True, timeout=TIMEOUT)
         os.close(other)
         shown = b""
         with contextlib.suppress(OSError):  # the end, where nobody writes any more
@@ -271,7 +273,7 @@ def test_a_shell_completes_verbs_and_options(shell: str) -> None:
     assert all(name in script for name in cli.VERBS)
     assert "--images-per-second" in script  # of plan
     if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.dist

@@ -35,6 +35,7 @@ from pipeline.library_internals import (
     vit_names,
     workers_of,
 )
+from tests.running import TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 OURS = ("shards", "pipeline", "recipes", "launch")
@@ -64,7 +65,7 @@ def test_the_workers_of_a_loader_are_ended() -> None:
     workers = [psutil.Process(worker.pid) for worker in batches._workers]
     assert [worker.is_running() for worker in workers] == [True, True]
     end_workers(batches)
-    assert psutil.wait_procs(workers, timeout=5)[1] == []
+    assert psutil.wait_procs(workers, timeout=TIMEOUT)[1] == []
 
 
 @pytest.mark.dist

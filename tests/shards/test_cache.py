@@ -17,6 +17,7 @@ from shards import places
 from shards.cache import Cache, limit_in_bytes
 from shards.errors import ShardError
 from tests.http_server import WELL, Answer, Asked, Server, serving
+from tests.running import TIMEOUT
 
 SIZE = 300_000
 
@@ -37,9 +38,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less patience than people have: chunks of 64 KiB, two seconds for what does not come."""
     monkeypatch.setattr(places, "CHUNK", 2**16)
-    monkeypatch.setattr(places, "LIMIT", 3.0)
+    monkeypatch.setattr(places, "LIMIT", 5.0)
     monkeypatch.setattr(places, "LONGEST_WAIT", 0.2)
-    monkeypatch.setattr(places, "STALL", 1)
+    monkeypatch.setattr(places, "STALL", 2)
 
 
 def held(cache: Cache, url: str, size: int | None = None) -> bytes:
@@ -87,7 +88,10 @@ def test_what_passes_is_waited_for(server: Server, tmp_path: Path, fault: str) -
         assert [asked.start for asked in server.gets()] == list(range(0, SIZE, 2**16))
 
 
-def test_a_server_that_is_gone_for_a_while_is_waited_for(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_gone_for_a_while_is_waited_for(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LIMIT", TIMEOUT)
     with serving(server.folder) as other:
         url, port = f"{other.url}/train/0001.tar", int(other.url.rpartition(":")[2])
     cache = Cache(tmp_path / "cache", 10**9)
@@ -96,7 +100,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(server: Server, tmp_pat
     thread.start()
     time.sleep(1)
     with serving(server.folder, port):
-        thread.join(10)
+        thread.join(TIMEOUT)
     assert came == [wanted(server, "train/0001.tar")]
 
 
@@ -105,7 +109,7 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for(server: Server, tmp_pat
     [
         (Answer(status=404), r"0000\.tar: not there\."),
         (Answer(status=403), r"0000\.tar: refused \(.*403.*credentials"),
-        (Answer(status=500), r"0000\.tar: cannot be read, tried for 3 s \(.*the same command again to go on"),
+        (Answer(status=500), r"0000\.tar: cannot be read, tried for 5 s \(.*the same command again to go on"),
     ],
 )
 def test_what_does_not_pass_is_said(server: Server, tmp_path: Path, answer: Answer, words: str) -> None:
@@ -175,7 +179,7 @@ def test_of_several_processes_one_fetches(server: Server, tmp_path: Path) -> Non
     for process in processes:
         process.start()
     for process in processes:
-        process.join(30)
+        process.join(TIMEOUT)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert server.sent == SIZE
 

@@ -8,6 +8,7 @@ import pytest
 
 from shards.errors import ShardError
 from shards.parallel import AHEAD, mapping
+from tests.running import TIMEOUT
 
 
 def test_work_is_taken_as_it_is_needed_and_done_in_order_on_one_process() -> None:
@@ -34,7 +35,7 @@ def test_work_is_taken_as_it_is_needed_and_done_in_order_on_several_processes() 
 @pytest.mark.dist
 def test_a_process_does_not_import_what_the_program_imports() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.programs.heavy"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-m", "tests.programs.heavy"], capture_output=True, text=True, check=True, timeout=TIMEOUT
     )
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 2

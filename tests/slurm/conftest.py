@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import TIMEOUT
+
 CONFIGURATION = """
 ClusterName=vitrail
 SlurmctldHost=localhost(127.0.0.1)
@@ -91,7 +93,7 @@ class Slurm:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=TIMEOUT,
         )
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -100,18 +102,18 @@ class Slurm:
         """Return a job's state: PENDING, RUNNING, COMPLETED, FAILED, ..."""
         return self.run("scontrol", "show", "job", "-o", job).partition("JobState=")[2].split()[0]
 
-    def wait_for(self, job: str, *states: str, seconds: float = 480) -> str:
+    def wait_for(self, job: str, *states: str) -> str:
         """Wait until a job is in one of the states, and return it."""
-        wait_for(lambda: self.state(job) in states, f"job {job} to be {' or '.join(states)}", seconds)
+        wait_for(lambda: self.state(job) in states, f"job {job} to be {' or '.join(states)}")
         return self.state(job)
 
     def stop(self) -> None:
         """Cancel all jobs and stop all daemons."""
         self.run("scancel", "--user", "root")
-        wait_for(lambda: not self.run("squeue", "-h"), "all jobs to end", 60)
+        wait_for(lambda: not self.run("squeue", "-h"), "all jobs to end")
         for process in reversed(self._processes.values()):
             process.terminate()
-            process.wait(30)
+            process.wait(TIMEOUT)
 
 
 @pytest.fixture(scope="session")
@@ -134,9 +136,9 @@ def free_port() -> int:
     return port
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_for(condition: Callable[[], bool], what: str) -> None:
     """Wait until a condition holds."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        assert time.monotonic() < end, f"waited {TIMEOUT} s for {what}"
         time.sleep(0.2)

@@ -22,7 +22,7 @@ def submit(slurm: Slurm, folder: Path, script: str, *arguments: object) -> str:
     environment = {"PYTHON": sys.executable, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)}
     command = ["sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--chdir={folder}", "--output=said-%a.out"]
     slurm.run(*command, str(ROOT / "slurm" / script), *map(str, arguments), environment=environment)
-    wait_for(lambda: not slurm.run("squeue", "-h"), "the array to end", 240)
+    wait_for(lambda: not slurm.run("squeue", "-h"), "the array to end")
     return "".join(path.read_text() for path in folder.glob("said-*.out"))
 
 

@@ -33,7 +33,7 @@ class Job:
     def reach(self, step: int) -> None:
         """Wait until a step is logged."""
         path = self.folder / "metrics.jsonl"
-        wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text(), f"step {step}", 300)
+        wait_for(lambda: path.exists() and f'"step": {step},' in path.read_text(), f"step {step}")
 
     def end(self) -> None:
         """Wait for the end, which must be a good one."""
@@ -44,7 +44,6 @@ class Job:
             "NODE_FAIL",
             "CANCELLED",
             "TIMEOUT",
-            seconds=720,  # on one core
         )
         assert ended == "COMPLETED", f"{ended}: {self.said}"
         assert [line["step"] for line in metrics(self.folder, "train")] == list(range(1, STEPS + 1))
@@ -88,7 +87,7 @@ def assert_equal(job: Job, unbroken: Path) -> None:
 def test_a_job_that_reaches_its_time_limit_saves_queues_itself_and_ends_with_the_same_weights(
     submit: Submit, unbroken: Path
 ) -> None:
-    job = submit("--time=2", "--signal=B:USR1@60", pause=3)  # SLURM looks every 30 seconds
+    job = submit("--time=3", "--signal=B:USR1@60", pause=6)  # SLURM looks every 30 seconds
     job.end()
     assert "Stopped on request; a checkpoint is saved" in job.said
     assert f"stopped on request; queueing job {job.number} again" in job.said

@@ -23,10 +23,8 @@ from pipeline.data.loader import LOOK_AHEAD, STOP_SIGNALS, Feed, StepSampler, lo
 from pipeline.errors import LoaderError
 from shards.dataset import Dataset
 from shards.errors import ShardError
-from tests.running import PROGRAMS, start
+from tests.running import PROGRAMS, TIMEOUT, start
 from tests.tiny import TINY
-
-SOON = 5  # seconds
 
 
 def running(processes: list[psutil.Process]) -> list[psutil.Process]:
@@ -35,8 +33,8 @@ def running(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def left(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Return those that have not ended soon."""
-    end = time.monotonic() + SOON
+    """Return those that do not end."""
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end and running(processes):
         time.sleep(0.1)
     return running(processes)
@@ -105,14 +103,14 @@ def test_the_time_spent_waiting_is_counted() -> None:
 
     feed = Feed(slow())  # type: ignore[arg-type]
     assert [feed.next_batch(), feed.next_batch(), feed.next_batch()] == ["a", "b", None]
-    assert 0.2 <= feed.seconds_waited < 1
+    assert feed.seconds_waited >= 0.2
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_that_nobody_reads_from_end_with_a_process_that_is_killed(loading: Loading, number: int) -> None:
     loading.process.send_signal(number)
-    assert loading.process.wait(SOON) == -number
+    assert loading.process.wait(TIMEOUT) == -number
     assert left(loading.workers) == []
 
 
@@ -130,7 +128,7 @@ def test_a_training_that_is_killed_leaves_no_process_behind(dataset: Dataset, tm
     options = ("--data", dataset.folder, "--output", tmp_path / "run", "--data.workers", 4)
     process = start(PROGRAMS / "slow.py", *options, env={"PAUSE": "0.5"})
     metrics = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 120
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end and process.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.1)
     workers = [] if process.poll() else psutil.Process(process.pid).children(recursive=True)
@@ -234,7 +232,7 @@ def test_a_worker_that_dies_while_nobody_waits_for_it_disturbs_nothing_until_som
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "LOOK_EVERY", 0.2)
-    monkeypatch.setattr(loader, "PATIENCE", 1.0)
+    monkeypatch.setattr(loader, "PATIENCE", 2.0)
 
 
 @pytest.mark.dist
@@ -245,7 +243,7 @@ def test_a_worker_that_waits_for_a_file_for_good_is_named_with_the_file(impatien
     file = os.open(tmp_path / "000007.tar", os.O_RDONLY)
     try:
         with pytest.raises(
-            LoaderError, match=r"^loader worker 0 .* has done nothing for 1 s: it waits for .*/000007.tar"
+            LoaderError, match=r"^loader worker 0 .* has done nothing for 2 s: it waits for .*/000007.tar"
         ):
             take(lambda: os.read(file, 1))
     finally:
@@ -282,7 +280,7 @@ def test_a_worker_that_is_stopped_is_an_error(impatient: None) -> None:
         take(kill(signal.SIGSTOP))
 
 
-def work(seconds: float = 2.5) -> None:
+def work(seconds: float = 5) -> None:
     end = time.process_time() + seconds
     while time.process_time() < end:
         pass
@@ -299,7 +297,7 @@ def test_a_worker_that_is_slow_and_works_is_waited_for(impatient: None) -> None:
 def test_a_worker_whose_reads_come_slowly_is_waited_for(impatient: None) -> None:
     def trickle() -> None:  # next to no processor's time
         with open("/dev/zero", "rb", buffering=0) as file:
-            for _ in range(10):
+            for _ in range(20):
                 time.sleep(0.25)
                 file.read(1)
 

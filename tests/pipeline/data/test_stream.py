@@ -21,7 +21,7 @@ from shards.index import Index
 from shards.open import Opener, Reading
 from shards.synthetic import make_dataset
 from tests.http_server import Answer, Server, serving
-from tests.running import PROGRAMS, SCRIPT, run, start, summary, train_here
+from tests.running import PROGRAMS, SCRIPT, TIMEOUT, run, start, summary, train_here
 from tests.tiny import HERE
 
 STEPS = 10
@@ -86,7 +86,7 @@ def test_two_processes_that_are_killed_on_a_stream_go_on_to_the_same_weights(
     run(SCRIPT, "--data", dataset.folder, "--output", tmp_path / "local", *options, processes=2)
     arguments = ("--data", f"{served.url}/theirs", "--output", tmp_path / "run", *options)
     process = start(PROGRAMS / "killed.py", *arguments, processes=2, env={"KILL": "step 7 of process 1"})
-    _, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 1, err
     run(SCRIPT, *arguments, processes=2)
     assert weights(tmp_path / "run") == weights(tmp_path / "local")

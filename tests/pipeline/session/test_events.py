@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -33,7 +34,7 @@ from pipeline.session.quarantine import Quarantine
 from pipeline.session.session import Parts
 from shards.dataset import Dataset, read_dataset
 from shards.files import read_json_lines
-from tests.running import ENVIRONMENT, PROGRAMS, metrics, start, train_here
+from tests.running import ENVIRONMENT, PROGRAMS, TIMEOUT, metrics, start, train_here
 from tests.tiny import HERE
 
 SECONDS = 25  # that a step takes
@@ -229,7 +230,7 @@ def test_a_run_stops_above_the_share_of_unusable_samples_and_not_at_it(
     assert (sorted(keys) == ["000003", "000033", "000063"]) == (share > 0)
 
 
-def wait_until(reached: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(reached: Callable[[], object], seconds: float = TIMEOUT) -> None:
     end = time.monotonic() + seconds
     while not reached():
         assert time.monotonic() < end
@@ -250,12 +251,12 @@ def test_a_second_request_ends_a_process_that_waits_for_another_for_good(dataset
         wait_until(lambda: halted.status() == psutil.STATUS_STOPPED)
         time.sleep(0.5)
         waiting.send_signal(signal.SIGTERM)
-        time.sleep(FORWARDED / 2)
+        time.sleep(FORWARDED / 10)
         waiting.send_signal(signal.SIGTERM)  # the same, passed on by a launcher
-        time.sleep(FORWARDED / 2 + 0.5)
+        time.sleep(FORWARDED)
         assert waiting.is_running()
         waiting.send_signal(signal.SIGTERM)
-        gone, _ = psutil.wait_procs([waiting], timeout=1)
+        gone, _ = psutil.wait_procs([waiting], timeout=TIMEOUT)
         assert gone
         halted.kill()
     finally:
@@ -280,7 +281,7 @@ def test_a_terminal_that_hangs_up_stops_the_run_with_a_checkpoint(dataset: Datas
         wait_until(lambda: has_begun(tmp_path / "run"))
         psutil.Process(process.pid).send_signal(signal.SIGHUP)
         os.close(terminal)
-        assert process.wait(60) == 75
+        assert process.wait(TIMEOUT) == 75
     finally:
         process.kill()
         process.wait()
@@ -303,13 +304,24 @@ def test_a_reader_of_the_output_that_ends_before_the_run_does_not_end_it(dataset
         wait_until(lambda: has_begun(tmp_path / "run"))
         process.stdout.close()  # Ctrl-C ends `tee` first
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 75
+        assert process.wait(TIMEOUT) == 75
         said = process.stderr.read()
     finally:
         process.kill()
         process.stderr.close()
     assert "The standard output takes no more (Broken pipe)" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_failed_process_of_several_may_say_why_before_its_launcher_ends_it(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: grouped)
+    usual = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError), StopRequest().listening():
+        raise RuntimeError("Connection closed by peer")
+    assert (signal.getsignal(signal.SIGTERM) == usual) != grouped
 
 
 def test_a_hang_up_that_is_ignored_stays_ignored_but_under_a_launcher_which_would_kill_for_it(
@@ -326,7 +338,7 @@ def test_a_hang_up_that_is_ignored_stays_ignored_but_under_a_launcher_which_woul
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
         with stop.listening():
             os.kill(os.getpid(), signal.SIGHUP)
-            wait_until(lambda: stop.asked, 5)
+            wait_until(lambda: stop.asked)
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -336,4 +348,4 @@ def test_each_signal_asks(number: signal.Signals) -> None:
     stop = StopRequest()
     with stop.listening():
         os.kill(os.getpid(), number)
-        wait_until(lambda: stop.asked, 5)
+        wait_until(lambda: stop.asked)

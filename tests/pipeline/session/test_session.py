@@ -33,7 +33,7 @@ from pipeline.session.events import Events
 from pipeline.session.session import Parts
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import PROGRAMS, SCRIPT, metrics, run, start, summary, traces, train_here
+from tests.running import PROGRAMS, SCRIPT, TIMEOUT, metrics, run, start, summary, traces, train_here
 from tests.tiny import HERE, STEPS, TINY
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -102,7 +102,7 @@ def test_a_run_killed_at_several_steps_and_in_a_save_ends_with_the_same_weights(
     arguments = ("--data", dataset.folder, "--output", folder, "--trace-samples")
     for moment in ("step 1", "step 6", "save 00000008", "step 13"):
         process = start(script, *arguments, env={"KILL": moment})
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=TIMEOUT)
         assert process.returncode == -signal.SIGKILL, err
     run(SCRIPT, *arguments)
     assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
@@ -166,13 +166,13 @@ def test_loader_workers_do_not_change_a_bit(dataset: Dataset, unbroken: Path, tm
 def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, unbroken: Path, tmp_path: Path) -> None:
     arguments = ("--data", dataset.folder, "--output", tmp_path / "run", "--checkpoint.every-steps", 0)
     process = start(PROGRAMS / "killed.py", *arguments, env={"KILL": "slowly"})
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + TIMEOUT
     while not (tmp_path / "run" / "metrics.jsonl").exists() or not metrics(tmp_path / "run", "train"):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)  # a second request changes nothing
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 75, out + err
     assert "Stopped on request; a checkpoint is saved" in out
     assert "Traceback" not in err

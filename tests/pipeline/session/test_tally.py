@@ -24,7 +24,7 @@ from pipeline.hosting import hosted
 from pipeline.session import tally
 from pipeline.session.tally import Tally
 from shards.dataset import Dataset
-from tests.running import PROGRAMS, run, summary, train_here
+from tests.running import PROGRAMS, TIMEOUT, run, summary, train_here
 from tests.tiny import STEPS
 
 ORDER = Order(shard_sizes=(30, 7, 41, 22), seed=3, batch=12, virtual_ranks=3, repeats=2, window=8)  # 8 steps an epoch
@@ -45,9 +45,9 @@ class Group:
     def reduce(self, process: int, tensor: Tensor) -> Tensor:
         """Return the sum of what all processes hand in."""
         self.known[process] = tensor
-        self.barrier.wait(10)
+        self.barrier.wait(TIMEOUT)
         total = torch.stack([self.known[number] for number in range(self.processes)]).sum(0)
-        self.barrier.wait(10)
+        self.barrier.wait(TIMEOUT)
         return total
 
     def tallies(self, first: int, skipped: set[int], saved: Any, order: Order) -> list[Tally]:
@@ -115,7 +115,7 @@ def trained(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(TIMEOUT)
     assert len({str(error) for error in raised}) == 1, "all processes say the same"
     if raised[0]:
         raise raised[0]

@@ -20,7 +20,7 @@ from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from shards.files import write_json
-from tests.running import SCRIPT, metrics, run, start, summary, traces, train_here, vitrail
+from tests.running import SCRIPT, TIMEOUT, metrics, run, start, summary, traces, train_here, vitrail
 from tests.tiny import HERE, TINY
 
 ORDER = Order(shard_sizes=(40,), seed=0, batch=12, virtual_ranks=3)  # 3 steps an epoch, 4 views a rank and step
@@ -219,7 +219,7 @@ def test_a_run_that_was_killed_while_it_stored_goes_on(dataset: Dataset, taught:
         while len(metrics(tmp_path / "killed", "train") if (tmp_path / "killed/metrics.jsonl").exists() else []) < step:
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
+        process.communicate(timeout=TIMEOUT)
     run(SCRIPT, *flags)
     assert summary(tmp_path / "killed")["weights_sha256"] == summary(tmp_path / "unbroken")["weights_sha256"]
     assert len(list((tmp_path / "store").rglob("*.bin"))) == 12
