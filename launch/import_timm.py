@@ -73,8 +73,7 @@ class ImportTimm(Verb):
     """
 
     arguments: tyro.conf.Positional[str]
-    """The command line in quotes, with main.py, run_with_submitit.py, train.py or distributed_train.sh in it; or the
-    name of an args.yaml"""
+    """Command line in quotes, with its script (main.py, run_with_submitit.py, train.py, ...); or an args.yaml"""
     gpus: int = 0  # processes that it runs on, of all nodes; 0: as its launcher says, else 1
     output: Path | None = None  # file to write; MODEL.py here, if none is named
 
@@ -126,7 +125,7 @@ class Theirs:
         """Return how flags were said, with those that are at their default marked."""
         words = []
         for name in (name for name in names if self.has(name)):
-            given = "" if name in self.said else f"{SCRIPT[self.program]}'s default "
+            given = "" if name in self.said else f"{SCRIPT[self.program]}'s default: "
             words.append(f"{given}{spelled(name, self[name])}")
         return ", ".join(words)
 

@@ -256,7 +256,7 @@ def test_no_colour_where_it_is_not_wanted(dataset: Dataset, monkeypatch: pytest.
         environment = {**ENVIRONMENT, "TERM": "xterm-256color", **options}
         environment.pop("NO_COLOR", None) if not options else None
         command = [sys.executable, "-c", program, "shards", "show", "--help"]
-        subprocess.run(command, env=environment, stdout=other, check=True, timeout=120)
+        subprocess.run(command, env=environment, stdout=other, check=True, timeout=TIMEOUT)
         os.close(other)
         shown = b""
         with contextlib.suppress(OSError):  # the end, where nobody writes any more
@@ -273,7 +273,7 @@ def test_a_shell_completes_verbs_and_options(shell: str) -> None:
     assert all(name in script for name in cli.VERBS)
     assert "--images-per-second" in script  # of plan
     if shutil.which(shell):
-        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=60)
+        subprocess.run([shell, "-n"], input=script, text=True, check=True, timeout=TIMEOUT)
 
 
 @pytest.mark.dist
