@@ -21,8 +21,9 @@ from pipeline.data.batch import Unusable
 from pipeline.hosting import build_accelerator
 from pipeline.job import EVALUATING, Job
 from pipeline.model.build import build_student
-from pipeline.session.answers import Answers, Measures, answers_of, measured
+from pipeline.session.answers import Answers, answers_of
 from pipeline.session.evaluate import evaluation_loader
+from pipeline.session.measures import Measures, measured
 from pipeline.session.session import share_fingerprints
 from shards.dataset import Dataset
 from shards.errors import BadRequest, DamagedFile, Problem, VitrailError, harmless

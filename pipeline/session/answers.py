@@ -1,10 +1,10 @@
-"""What a model answers for each sample of a split, and how good that is: the same numbers on any hosting.
+"""What a model answers for each sample of a split: the same on any hosting.
 
-Shapes: S samples that could be used, K answers a sample, C classes.
+Shapes: B samples of a part, S samples that could be used, K answers a sample, C classes.
 """
 
-from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,12 +13,6 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics.functional.classification import (
-    binary_calibration_error,
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multiclass_precision,
-)
 
 from pipeline.config import Recipe
 from pipeline.data.batch import EvalBatch, Unusable
@@ -27,7 +21,6 @@ from pipeline.model.student import fuse, heads
 from shards.errors import VitrailError
 
 ANSWERS: Final = 5  # kept of a sample, the most probable ones
-BINS: Final = 15  # of the calibration error, as in its source: Guo et al. 2017, arXiv 1706.04599
 
 
 class Answers(NamedTuple):
@@ -45,34 +38,39 @@ class Answers(NamedTuple):
         return self.classes[:, 0] == self.labels
 
 
-class Confusion(NamedTuple):
-    """How many samples of a class got another one's answer."""
+class Gathering:
+    """Gathers the answers for a split of `size` samples from all processes, without waiting for the device."""
 
-    label: int
-    answer: int
-    samples: int
+    def __init__(self, size: int, classes: int, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._count = min(ANSWERS, classes)
+        # a row a sample: how often it came, label, loss, answers, probabilities; processes add up what each has
+        self._table = torch.zeros(size, 3 + 2 * self._count, dtype=torch.float64, device=accelerator.device)
 
+    def note(self, samples: NDArray[np.int64], labels: Tensor, logits: Tensor) -> None:
+        """Take note of labels [B] and logits [B, C], both on the device, for some samples [B] of the split."""
+        best = logits.softmax(1).topk(self._count)
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        rows = torch.column_stack([torch.ones_like(losses), labels, losses, best.indices, best.values])
+        self._table[torch.from_numpy(samples).to(self._table.device, non_blocking=True)] += rows.double()
 
-class OfClass(NamedTuple):
-    """How good a model is on the samples of a class; `precision` and `f1` are in [0, 1], as `top1` is."""
+    def of_all(self, unusable: Sequence[int] | None = None) -> Answers:
+        """Return the answers of all processes, which all must ask for.
 
-    samples: int
-    top1: float
-    precision: float
-    f1: float
-
-
-class Measures(NamedTuple):
-    """How good a model is on a split: shares in [0, 1], and the mean cross-entropy."""
-
-    samples: int
-    top1: float
-    top5: float
-    loss: float
-    calibration_error: float  # mean distance of probability and accuracy, over bins (ECE)
-    macro_f1: float  # mean over the classes that occur, as labels or answers
-    classes: dict[int, OfClass]  # those with samples
-    confusions: list[Confusion]  # all, the most frequent first
+        Raises VitrailError unless every sample came once, but for those that are `unusable`, if they are named.
+        """
+        table = self._accelerator.reduce(self._table, "sum").cpu()
+        came = table[:, 0]
+        if unusable is not None:
+            usable = torch.ones_like(came)
+            usable[list(unusable)] = 0
+            if wrong := int((came != usable).sum()):
+                raise VitrailError(
+                    f"{wrong} of {len(came)} samples came not once: a mistake in Vitrail. Please report it."
+                )
+        (samples,) = came.nonzero(as_tuple=True)
+        _, labels, losses, classes, probabilities = table[samples].split([1, 1, 1, self._count, self._count], 1)
+        return Answers(samples, labels.long().flatten(), classes.long(), probabilities, losses.flatten())
 
 
 @torch.inference_mode()
@@ -89,9 +87,7 @@ def answers_of(
     All processes must ask, each with the batches of its parts, and get all answers. `numbers` are what the classes of
     the data are called by the model, [classes of the data]. Raises VitrailError unless every sample came once.
     """
-    count = min(ANSWERS, recipe.data.classes)
-    # a row a sample: how often it came, label, loss, answers, probabilities; processes add up what each has
-    table = torch.zeros(size, 3 + 2 * count, dtype=torch.float64, device=accelerator.device)
+    gathering = Gathering(size, recipe.data.classes, accelerator)
     found: list[Unusable] = []
     for batch in batches:
         found += batch.unusable
@@ -101,48 +97,6 @@ def answers_of(
         labels = torch.from_numpy(numbers[batch.labels]).to(accelerator.device, non_blocking=True)
         with accelerator.autocast():
             by_head = heads(net, images).float()
-        logits = fuse(by_head, recipe.distill.fusion)
-        best = logits.softmax(1).topk(count)
-        losses = F.cross_entropy(logits, labels, reduction="none")
-        rows = torch.column_stack([torch.ones_like(losses), labels, losses, best.indices, best.values])
-        table[torch.from_numpy(batch.samples).to(accelerator.device)] += rows.double()
-    table = accelerator.reduce(table, "sum").cpu()
+        gathering.note(batch.samples, labels, fuse(by_head, recipe.distill.fusion))
     unusable = sorted(gather_object(found))
-    came = table[:, 0]
-    usable = torch.ones(size)
-    usable[[one.sample for one in unusable]] = 0
-    if not torch.equal(came, usable.double()):
-        wrong = int((came != usable).sum())
-        raise VitrailError(f"{wrong} of {size} samples came not once: a mistake in Vitrail. Please report it.")
-    (samples,) = came.nonzero(as_tuple=True)
-    kept = table[samples]
-    return (
-        Answers(samples, kept[:, 1].long(), kept[:, 3 : 3 + count].long(), kept[:, 3 + count :], kept[:, 2]),
-        unusable,
-    )
-
-
-def measured(answers: Answers, classes: int) -> Measures:
-    """Return how good answers are, of a model that knows so many classes; there is one answer at least."""
-    first, labels, right = answers.classes[:, 0], answers.labels, answers.right
-    of_classes: Any = {"num_classes": classes, "average": None}
-    top1 = multiclass_accuracy(first, labels, **of_classes)
-    precision = multiclass_precision(first, labels, **of_classes)
-    f1 = multiclass_f1_score(first, labels, **of_classes)
-    calibration = binary_calibration_error(answers.probabilities[:, 0].float(), right.long(), n_bins=BINS)
-    counts = torch.bincount(labels, minlength=classes)
-    pairs, times = torch.unique(torch.stack([labels, first])[:, ~right], dim=1, return_counts=True)
-    confused = map(Confusion, *pairs.tolist(), times.tolist())
-    return Measures(
-        samples=len(labels),
-        top1=right.double().mean().item(),
-        top5=(answers.classes == labels[:, None]).any(1).double().mean().item(),
-        loss=answers.losses.mean().item(),
-        calibration_error=calibration.item(),
-        macro_f1=multiclass_f1_score(first, labels, num_classes=classes, average="macro").item(),
-        classes={
-            number: OfClass(int(counts[number]), top1[number].item(), precision[number].item(), f1[number].item())
-            for number in counts.nonzero().flatten().tolist()
-        },
-        confusions=sorted(confused, key=lambda one: (-one.samples, one.label, one.answer)),
-    )
+    return gathering.of_all([one.sample for one in unusable]), unusable

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from pipeline.data.batch import EvalBatch, EvaluationBatches, Unusable
+from pipeline.data.batch import EvaluationBatches, Unusable
 from pipeline.data.device import normalize
 from pipeline.data.loader import Prepared, load
 from pipeline.job import Job
@@ -50,13 +52,13 @@ def evaluate(
     nets: Mapping[str, nn.Module],
     loader: DataLoader[Any],
     accelerator: Accelerator,
-    note: Callable[[str, EvalBatch, Tensor], None] = lambda *_: None,
+    note: Callable[[str, NDArray[np.int64], Tensor, Tensor], None] = lambda *_: None,
 ) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
-    digit on any number of processes of the same kind. `note` is told of each part here what each net says of it: its
-    name, the part, and logits [B, C] on the device.
+    digit on any number of processes of the same kind. `note` is told what each net says of each part here: its name,
+    the samples [B], and, on the device, labels [B] and logits [B, C].
     """
     assert isinstance(loader.dataset, Prepared)
     batches = loader.dataset.batches
@@ -75,7 +77,7 @@ def evaluate(
             with accelerator.autocast():
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
-            note(name, batch, logits)
+            note(name, batch.samples, labels, logits)
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             count = torch.tensor(len(labels), device=accelerator.device)

@@ -19,19 +19,21 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
-from pipeline.data.batch import Batch, EvalBatch, EvaluationBatches
+from pipeline.data.batch import Batch, EvaluationBatches
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.errors import TrainingError
 from pipeline.model.finetune import rate_scales
+from pipeline.session.answers import Answers, Gathering
 from pipeline.session.best import Best
 from pipeline.session.drawing import heat_map
 from pipeline.session.evaluate import Score, evaluate
-from pipeline.session.findings import FirstAnswers, Table, find, overlaid, write_findings
+from pipeline.session.findings import find, overlaid, write_findings
 from pipeline.session.log import Log
 from pipeline.session.profiler import Profiler
 from pipeline.session.quarantine import Quarantine
@@ -383,11 +385,11 @@ class Events:
         index = self.evaluation.split
         nets = self.run.weights.nets()
         shown = "ema" if "ema" in nets else "raw"
-        answers = FirstAnswers(len(index), self.run.accelerator)
+        gathering = Gathering(len(index), self.recipe.data.classes, self.run.accelerator)
 
-        def note(weights: str, part: EvalBatch, logits: Tensor) -> None:
+        def note(weights: str, samples: NDArray[np.int64], labels: Tensor, logits: Tensor) -> None:
             if weights == shown:
-                answers.note(part, logits)
+                gathering.note(samples, labels, logits)
 
         self.scores, unusable = evaluate(nets, self.evaluation.loader, self.run.accelerator, note)
         self._eval_quarantine.note(unusable)
@@ -415,19 +417,19 @@ class Events:
                 f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
                 + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
             )
-        table = answers.of_all()
+        answers = gathering.of_all()
         if self.log.main:
-            self._find(shown, nets[shown], table, step, show=record)
+            self._find(shown, nets[shown], answers, step, show=record)
             if record and self.recipe.log.histograms:
                 for weights, net in nets.items():
                     self.log.histograms(step, net, weights)
 
-    def _find(self, weights: str, net: nn.Module, table: Table, step: int, *, show: bool) -> None:
+    def _find(self, weights: str, net: nn.Module, answers: Answers, step: int, *, show: bool) -> None:
         """Keep what an evaluation found, beside its numbers."""
         assert self.evaluation
         assert self.run.job.dataset
         batches = EvaluationBatches(self.recipe, self.evaluation.split)
-        found = find(net, weights, table, batches, self.run.job.dataset.classes, step, self.run.device)
+        found = find(net, weights, answers, batches, self.run.job.dataset.classes, step, self.run.device)
         with naming(self.log.folder.findings):
             write_findings(self.log.folder, found)
         if not (show and self.log.shows):

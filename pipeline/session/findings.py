@@ -6,20 +6,20 @@ Shapes: N samples of the split, B images, S side of an image, g patches a side o
 """
 
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
 from PIL import Image
 from timm.models import VisionTransformer, VisionTransformerDistilled
 from torch import Tensor, nn
 
 from pipeline.data.augment import center
-from pipeline.data.batch import EvalBatch, EvaluationBatches
+from pipeline.data.batch import EvaluationBatches
 from pipeline.data.device import normalize
 from pipeline.folder import FindingsHead, RunFolder
+from pipeline.session.answers import Answers
 from shards.decode import decode
 from shards.files import write_json
 
@@ -27,38 +27,6 @@ MISTAKES: Final = 12
 LOOKED_AT: Final = 6  # images of whose attention there are pictures
 TOKENS: Final = ("class", "distillation")
 SIDE: Final = 160  # pixels of a picture that is kept, at most
-
-
-class FirstAnswers:
-    """What one net says of every sample of a split, gathered without waiting for the device."""
-
-    def __init__(self, samples: int, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
-        # counted, label, answer, its probability
-        self._table = torch.zeros(samples, 4, dtype=torch.float64, device=accelerator.device)
-
-    def note(self, batch: EvalBatch, logits: Tensor) -> None:
-        """Take note of logits [B, C] for a part of the split."""
-        device = self._table.device
-        samples, labels = (torch.from_numpy(of).to(device, non_blocking=True) for of in (batch.samples, batch.labels))
-        probability, answer = logits.float().softmax(1).max(1)
-        self._table[samples] = torch.stack([torch.ones_like(labels), labels, answer, probability], 1).double()
-
-    def of_all(self) -> "Table":
-        """Return the answers of all processes, which all must ask for."""
-        table = self._accelerator.reduce(self._table, "sum").cpu().numpy()
-        (samples,) = table[:, 0].nonzero()
-        labels, answers = table[samples, 1:3].astype(np.int64).T
-        return Table(samples, labels, answers, table[samples, 3])
-
-
-class Table(NamedTuple):
-    """Of each sample that could be used [n]: its number, its label, the answer, and the answer's probability."""
-
-    samples: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    answers: NDArray[np.int64]
-    probabilities: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -74,7 +42,7 @@ class Findings:
 def find(
     net: nn.Module,
     weights: str,
-    table: Table,
+    answers: Answers,
     batches: EvaluationBatches,
     classes: tuple[str, ...],
     step: int,
@@ -86,32 +54,34 @@ def find(
     through it.
     """
     index = batches.index
-    pairs, counts = np.unique(np.stack([table.labels, table.answers]), axis=1, return_counts=True)
-    wrong = np.flatnonzero(table.labels != table.answers)
-    surest = wrong[np.lexsort((table.samples[wrong], -table.probabilities[wrong]))][:MISTAKES]
-    looked = np.unique(np.linspace(0, max(len(table.samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(table.samples)]
-    images = pictures(batches, table.samples[looked])
+    samples, labels = answers.samples.numpy(), answers.labels.numpy()
+    first, probabilities = answers.classes[:, 0].numpy(), answers.probabilities[:, 0].numpy()
+    pairs, counts = np.unique(np.stack([labels, first]), axis=1, return_counts=True)
+    wrong = np.flatnonzero(labels != first)
+    surest = wrong[np.lexsort((samples[wrong], -probabilities[wrong]))][:MISTAKES]
+    looked = np.unique(np.linspace(0, max(len(samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(samples)]
+    images = pictures(batches, samples[looked])
     seen = attention(net, normalize(torch.from_numpy(images), batches.recipe.model, device)) if len(images) else None
     head = FindingsHead(
         step=step,
         split=index.folder.name,
         weights=weights,
-        samples=len(table.samples),
+        samples=len(samples),
         classes=list(classes),
         confusion=[[*pair, count] for pair, count in zip(pairs.T.tolist(), counts.tolist(), strict=True)],
         mistakes=[
             {
-                "key": index.key(int(table.samples[row])),
-                "label": int(table.labels[row]),
-                "answer": int(table.answers[row]),
-                "probability": float(table.probabilities[row]),
+                "key": index.key(int(samples[row])),
+                "label": int(labels[row]),
+                "answer": int(first[row]),
+                "probability": float(probabilities[row]),
             }
             for row in surest
         ],
-        looked_at=[index.key(sample) for sample in table.samples[looked].tolist()],
+        looked_at=[index.key(sample) for sample in samples[looked].tolist()],
         tokens=list(TOKENS[: len(seen)]) if seen is not None else [],
     )
-    return Findings(head, pictures(batches, table.samples[surest]), images, seen)
+    return Findings(head, pictures(batches, samples[surest]), images, seen)
 
 
 def pictures(batches: EvaluationBatches, samples: NDArray[np.int64]) -> NDArray[np.uint8]:

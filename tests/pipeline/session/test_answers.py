@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from sklearn.metrics import f1_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from pipeline.session.answers import Answers, Confusion, measured
+from pipeline.session.answers import Answers
+from pipeline.session.measures import Confusion, measured
 
 CLASSES = 9
 

@@ -10,10 +10,12 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from pipeline.data.batch import EvalBatch, EvaluationBatches
+from pipeline.data.batch import EvaluationBatches
 from pipeline.folder import FindingsHead, RunFolder
-from pipeline.session.findings import MISTAKES, FirstAnswers, Table, attention, find, overlaid, write_findings
+from pipeline.session.answers import Answers, Gathering
+from pipeline.session.findings import MISTAKES, attention, find, overlaid, write_findings
 from shards.dataset import Dataset
+from shards.errors import VitrailError
 from shards.files import read_json
 from tests.tiny import HERE
 
@@ -21,23 +23,34 @@ SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_head
 CPU = torch.device("cpu")
 
 
-def test_answers_are_gathered_by_sample(dataset: Dataset) -> None:
-    answers = FirstAnswers(5, Accelerator(cpu=True))
-    images = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    batch = EvalBatch(0, images, np.array([1, 3]), np.array([4, 2]), [])
-    answers.note(batch, torch.tensor([[0.0, 0, 0, 9], [0, 0, 0, 9]]))
-    table = answers.of_all()
-    assert (table.samples.tolist(), table.labels.tolist(), table.answers.tolist()) == ([2, 4], [3, 1], [3, 3])
-    assert table.probabilities == pytest.approx([0.99963, 0.99963], abs=1e-4)
+def test_answers_are_gathered_by_sample() -> None:
+    gathering = Gathering(5, 4, Accelerator(cpu=True))
+    logits = torch.tensor([[0.0, 0, 0, 9], [0, 0, 0, 9]])
+    gathering.note(np.array([4, 2]), torch.tensor([1, 3]), logits)
+    answers = gathering.of_all([0, 1, 3])
+    assert (answers.samples.tolist(), answers.labels.tolist()) == ([2, 4], [3, 1])
+    assert answers.classes[:, 0].tolist() == [3, 3]
+    assert answers.probabilities[:, 0].tolist() == pytest.approx([0.99963, 0.99963], abs=1e-4)
+    with pytest.raises(VitrailError, match="1 of 5 samples came not once"):
+        gathering.of_all([0, 1])
+
+
+def first(labels: list[int], classes: list[int], probabilities: list[float]) -> Answers:
+    """Return the first answers for samples from 0 on."""
+    of_one = (
+        torch.tensor(classes, dtype=torch.int64)[:, None],
+        torch.tensor(probabilities, dtype=torch.float64)[:, None],
+    )
+    return Answers(
+        torch.arange(len(labels)), torch.tensor(labels, dtype=torch.int64), *of_one, torch.zeros(len(labels))
+    )
 
 
 def test_mistakes_are_the_most_confident_ones_and_the_confusion_counts_all(dataset: Dataset, tmp_path: Path) -> None:
-    samples = np.arange(21)
-    labels = samples % 4
-    table = Table(samples, labels, np.zeros_like(labels), samples / 21)
+    answers = first([sample % 4 for sample in range(21)], [0] * 21, [sample / 21 for sample in range(21)])
     batches = EvaluationBatches(HERE, dataset.splits["test"])
     net = timm.create_model("deit_tiny_distilled_patch16_224", **SMALL).eval()
-    found = find(net, "ema", table, batches, ("a", "b", "c", "d"), 7, CPU)
+    found = find(net, "ema", answers, batches, ("a", "b", "c", "d"), 7, CPU)
     assert found.head["confusion"] == [[0, 0, 6], [1, 0, 5], [2, 0, 5], [3, 0, 5]]
     chances = [mistake["probability"] for mistake in found.head["mistakes"]]
     assert chances == sorted(chances, reverse=True)
@@ -49,15 +62,16 @@ def test_mistakes_are_the_most_confident_ones_and_the_confusion_counts_all(datas
     assert read_json(folder.findings_head, FindingsHead) == found.head
     assert found.head["tokens"] == ["class", "distillation"]
     for kind in ("mistake", "image", "class", "distillation"):
-        assert Image.open(folder.finding(kind, 0)).size == (16, 16)
+        with Image.open(folder.finding(kind, 0)) as image:
+            assert image.size == (16, 16)
 
 
 def test_of_right_answers_there_is_no_mistake_and_of_none_no_picture(dataset: Dataset) -> None:
     batches = EvaluationBatches(replace(HERE), dataset.splits["test"])
     net = timm.create_model("deit_tiny_patch16_224", **SMALL).eval()
-    right = Table(np.arange(3), np.arange(3), np.arange(3), np.ones(3))
+    right = first([0, 1, 2], [0, 1, 2], [1.0, 1.0, 1.0])
     assert find(net, "raw", right, batches, ("a", "b", "c"), 1, CPU).head["mistakes"] == []
-    nothing = Table(*(np.zeros(0, np.int64) for _ in range(3)), np.zeros(0))
+    nothing = first([], [], [])
     assert find(net, "raw", nothing, batches, (), 1, CPU).head["looked_at"] == []
 
 
