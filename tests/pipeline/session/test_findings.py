@@ -49,7 +49,8 @@ def test_mistakes_are_the_most_confident_ones_and_the_confusion_counts_all(datas
     assert read_json(folder.findings_head, FindingsHead) == found.head
     assert found.head["tokens"] == ["class", "distillation"]
     for kind in ("mistake", "image", "class", "distillation"):
-        assert Image.open(folder.finding(kind, 0)).size == (16, 16)
+        with Image.open(folder.finding(kind, 0)) as kept:
+            assert kept.size == (16, 16)
 
 
 def test_of_right_answers_there_is_no_mistake_and_of_none_no_picture(dataset: Dataset) -> None:
