@@ -248,13 +248,14 @@ def test_the_help_of_a_verb_fits_a_screen_with_an_example(
         assert "\x1b" not in shown  # colours are for terminals
 
 
-def test_no_colour_where_it_is_not_wanted(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.dist
+def test_no_colour_where_it_is_not_wanted() -> None:
     """Of a terminal that says NO_COLOR, and of everything that is no terminal."""
     program = "import sys; from launch.cli import call; sys.exit(call(sys.argv[1], sys.argv[2:]))"
     for options, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         main, other = os.openpty()
-        environment = {**ENVIRONMENT, "TERM": "xterm-256color", **options}
-        environment.pop("NO_COLOR", None) if not options else None
+        inherited = {name: value for name, value in ENVIRONMENT.items() if name != "NO_COLOR"}
+        environment = {**inherited, "TERM": "xterm-256color", **options}
         command = [sys.executable, "-c", program, "shards", "show", "--help"]
         subprocess.run(command, env=environment, stdout=other, check=True, timeout=TIMEOUT)
         os.close(other)
