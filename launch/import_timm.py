@@ -13,11 +13,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args, get_type_hints
+from typing import Any, Final, NamedTuple
 
 import timm
 import tyro
 import yaml
+from timm.optim import get_optimizer_info
 
 from launch.recipe_files import load_recipe, recipe_names
 from launch.timm_flags import HOSTING, SCRIPT, Flag, Program, default, flags_of, read, spellings
@@ -25,6 +26,7 @@ from launch.verb import Verb
 from pipeline.config import FIELDS, IMAGENET_MEAN, IMAGENET_STD, Augment, Optim, Recipe
 from pipeline.fields import flatten
 from pipeline.rules import recipe_problems
+from pipeline.update.optimizer import OURS, optimizer_problems
 from shards.errors import BadRequest, Problem, harmless
 
 # fields that none of their flags decides, unless one does: they stay as the recipe has them that ours is made from
@@ -374,22 +376,35 @@ def _batch(theirs: Theirs, to: Translation) -> None:
     to.take("seed", theirs["seed"], "seed")
 
 
+def written_number(value: float | Sequence[float]) -> str:
+    """Return a number, or several with commas, as an argument of an optimizer is written."""
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, Sequence) else f"{value:g}"
+
+
 def _optimizer(theirs: Theirs, to: Translation) -> None:
-    known = get_args(get_type_hints(Optim)["name"]) or ("adamw", "adam", "sgd", "lamb")
     said = theirs["opt"].lower()
     name, nesterov = OPTIMIZERS.get(said, (said, False))
-    if name not in known:
-        to.leave("opt", f"a recipe has {', '.join(known)}; adamw stands in its place, for which the rate is not meant")
+    if unfit := list(optimizer_problems(Optim(lr=1.0, name=name))):
+        to.leave("opt", f"{unfit[0]} adamw stands in its place, for which the rate is not meant")
         name = "adamw"
     to.take("optim.name", name, "opt")
     to.take("optim.weight_decay", theirs["weight-decay"], "weight-decay")
     if name == "sgd":
         to.take("optim.momentum", theirs["momentum"], "momentum")
         to.take("optim.nesterov", nesterov and theirs["momentum"] > 0, "opt")
-    else:
+    elif name in OURS:
         to.take("optim.eps", theirs["opt-eps"] or ADAPTIVE_EPS.get(name, 1e-8), "opt-eps")
         betas = theirs["opt-betas"]
         to.take("optim.betas", tuple(betas) if betas else (0.9, 0.999), "opt-betas")
+    else:
+        has = get_optimizer_info(name)
+        given = {
+            "eps": theirs["opt-eps"] if has.has_eps else None,
+            "betas": theirs["opt-betas"] if has.has_betas else None,
+        }
+        given["momentum"] = theirs["momentum"] if has.has_momentum else None
+        arguments = [f"{key}={written_number(value)}" for key, value in given.items() if value is not None]
+        to.take("optim.args", tuple(arguments), "opt-eps", "opt-betas", "momentum")
     clip, mode = theirs["clip-grad"] or 0.0, theirs["clip-mode"] if theirs.has("clip-mode") else "norm"
     if clip and mode != "norm":
         to.leave("clip-mode", "gradients are clipped by their norm alone; they are not clipped here")
@@ -630,7 +645,7 @@ def imported(theirs: Theirs, name: str, found: Sequence[Problem] = ()) -> Import
     base = min(ours, key=distance)
     differs = {field: decided[field] for field in FIELDS if field in _others(ours[base], decided)}
     recipe = with_values(load_recipe(base), {**differs, "name": name})
-    problems += recipe_problems(recipe)
+    problems += [*recipe_problems(recipe), *optimizer_problems(recipe.optim)]
     if problems:
         raise BadRequest(problems)
     return Imported(base, name, differs, ours[base], recipe, to)
