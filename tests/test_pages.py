@@ -23,7 +23,6 @@ from tests.tiny import HERE
 pytestmark = [
     pytest.mark.dist,
     pytest.mark.slow,
-    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of the server's sockets
 ]
 HOSTILE = "<script>document.title = 'executed'</script>"

@@ -12,7 +12,7 @@ import pytest
 from shards.files import read_json
 from tests.running import ROOT
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
 TINY = ("--model.img-size", "8", "--model.patch-size", "4", "--model.width", "16", "--model.depth", "1", "--batch", "8")
 TINY += ("--optim.warmup-epochs", "0", "--epochs", "1", "--data.workers", "0", "--max-steps", "2")

@@ -22,7 +22,6 @@ from tests.tiny import HERE
 
 
 @pytest.mark.dist
-@pytest.mark.timeout(400)
 def test_a_run_survives_what_clusters_do(dataset: Dataset) -> None:
     said = vitrail_process("drill", SCRIPT, "--data", dataset.folder).stdout
     assert said.count(" survived ") == len(drill.FAULTS) + 1 - ("not tried" in said)

@@ -49,7 +49,6 @@ def test_people_read_the_same_with_the_names_of_the_classes(trained: Path, datas
 
 
 @pytest.mark.dist
-@pytest.mark.timeout(700)
 def test_two_processes_say_what_one_says(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
     arguments = ["eval", str(trained), "--data", str(dataset.folder), "--data.workers", "0"]
     command = [sys.executable, str(PROGRAMS / "group.py"), "2", "-m", "launch.cli", *arguments, "--json"]

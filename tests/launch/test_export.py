@@ -77,7 +77,6 @@ def logits_alone(form: str, folder: Path, images: torch.Tensor, scratch: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(700)
 @pytest.mark.parametrize("form", ALONE)
 def test_a_round_trip_gives_the_same_logits_and_the_names_of_the_classes(
     form: str, trained: Path, dataset: Dataset, tmp_path: Path

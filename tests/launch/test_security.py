@@ -463,7 +463,7 @@ def pickled_rows(path: Path) -> None:
     np.save(path, objects, allow_pickle=True)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("what", OURS)
 def test_a_data_set_of_ours_that_was_altered_leads_nowhere(
@@ -495,7 +495,7 @@ def elsewhere(paths: set[str]) -> set[str]:
     return {path for path in paths if not path.startswith("home/cache/")}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("remote", [False, True])
 def test_tars_with_hostile_names_write_nothing_outside_of_the_cache(
     remote: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -541,7 +541,7 @@ INFO = {
 }
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("remote", [False, True])
 @pytest.mark.parametrize("what", INFO)
 def test_a_list_of_tars_that_is_hostile_is_refused_and_leaves_nothing(what: str, remote: bool, tmp_path: Path) -> None:

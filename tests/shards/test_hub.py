@@ -53,7 +53,7 @@ def opener(tmp_path: Path) -> Opener:
     return Opener(Reading(cache=str(tmp_path / "cache"), cache_limit="1GB"), lambda _: None, processes=1)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_data_set_of_the_hub_is_read_as_it_is(served: Hub, tmp_path: Path) -> None:
     dataset = opener(tmp_path).open(NAME)
     assert {split: len(index) for split, index in dataset.splits.items()} == {"train": 6, "val": 3}
@@ -63,7 +63,7 @@ def test_a_data_set_of_the_hub_is_read_as_it_is(served: Hub, tmp_path: Path) -> 
     assert fetched == {"tiny-validation-00.tar"}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_data_set_without_a_list_is_listed_and_indexed(served: Hub, tmp_path: Path) -> None:
     cache = ["--data.cache", tmp_path / "cache", "--data.cache-limit", "1GB"]
     said = vitrail("shards", "show", "hf://datasets/me/bare", *cache, code=1).stderr
@@ -74,7 +74,7 @@ def test_a_data_set_without_a_list_is_listed_and_indexed(served: Hub, tmp_path: 
     assert "all 9 samples" in vitrail("shards", "verify", "hf://datasets/me/bare", *cache, "--processes", 1).stdout
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_shard_is_fetched_in_ranges_and_through_errors_that_pass(
     served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +87,7 @@ def test_a_shard_is_fetched_in_ranges_and_through_errors_that_pass(
     assert cache.path(tar).read_bytes() == (tmp_path / "timm/tiny-train-0000.tar").read_bytes()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", ["hf://datasets/timm/none", "hf://datasets/timm/none/x-train-0.tar"])
 def test_what_is_not_there_is_said_at_once(served: Hub, tmp_path: Path, name: str) -> None:
     with pytest.raises(ShardError, match=r"hf://datasets/timm/none.*: not there, or not for everybody.* hf auth login"):
@@ -97,7 +97,7 @@ def test_what_is_not_there_is_said_at_once(served: Hub, tmp_path: Path, name: st
     assert len(served.asked) < 20
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_a_data_set_that_asks_for_a_login_says_how(
     served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -192,7 +192,7 @@ def long_name(content: bytes) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT)[:512]
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -229,7 +229,7 @@ def test_a_member_with_holes_is_refused(tmp_path: Path) -> None:
         index_dataset(folder, 1)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("name", "size", "words"),
     [("0.png", MAX_BYTES + 1, "67,108,865 bytes, more than .* of an image"), ("0.cls", 2**35, "of a label")],
@@ -273,7 +273,7 @@ def test_a_key_of_kilobytes_is_refused(tmp_path: Path) -> None:
         index_dataset(folder, 1)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
     folder = packed(tmp_path / "data/train/000000.tar", *labelled(0, 1))
     os.mkfifo(folder / "train/000001.tar")
@@ -312,7 +312,7 @@ def write(file: str, content: bytes) -> Callable[[Path], None]:
     return lambda folder: (folder / file).write_bytes(content) and None
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "damage",
     [

@@ -161,7 +161,7 @@ def test_class_names_stand_in_the_list_of_a_place(tmp_path: Path) -> None:
     assert index_dataset(tmp_path, 1, Labels(names=("x", "y"))).classes == ("x", "y")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 def test_a_file_of_class_names_is_one_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "names.txt"
     path.write_text("dog\n\n cat \r\n")

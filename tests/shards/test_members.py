@@ -138,7 +138,7 @@ def test_what_is_left_alone_is_said_of_all_tars(tmp_path: Path) -> None:
     assert "Left alone in the tars: 2 .json, 2 links." in index_dataset(tmp_path, 1).head().get("notes", [])
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("name", "kind", "words"), [
     ("a.jpg", tarfile.REGTYPE, "10,000,000,000 bytes, more than the 67,108,864 of an image"),
     ("a.cls", tarfile.REGTYPE, "10,000,000,000 bytes, more than the 64 of a label"),

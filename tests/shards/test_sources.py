@@ -236,7 +236,7 @@ def test_a_circle_of_links_is_refused(tmp_path: Path) -> None:
         built(root)
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(300)
 def test_links_that_branch_are_followed_so_often_and_no_more(tmp_path: Path) -> None:
     root = classes(tmp_path / "photos", "cat", "dog")
     levels = [tmp_path / "levels" / str(number) for number in range(30)]

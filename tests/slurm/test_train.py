@@ -14,7 +14,7 @@ from tests.running import PROGRAMS, ROOT, metrics, summary, traces
 from tests.slurm.conftest import Slurm, wait_for
 from tests.tiny import STEPS
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.dist
 
 
 @dataclass(frozen=True)

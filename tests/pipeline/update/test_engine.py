@@ -31,7 +31,6 @@ def saved_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 @pytest.mark.dist
-@pytest.mark.timeout(900)
 def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, tmp_path: Path) -> None:
     # any engine saves the same tensors, and any goes on from those of one: so any pair does
     for processes in (2, 1):  # START is a run of two
