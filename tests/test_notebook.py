@@ -4,10 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
+from nbclient import NotebookClient
 
 from tests.running import ENVIRONMENT, ROOT, TIMEOUT
 
@@ -21,7 +20,7 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # that of `!vitrail`
     notebook = nbformat.read(ROOT / "docs" / "first_steps.ipynb", as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", ())]
-    nbclient.NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=TIMEOUT, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
     assert "60/60 samples" in said or "360/360 samples" in said, said
     assert (tmp_path / "report.html").exists()

@@ -52,7 +52,7 @@ def test_people_read_the_same_with_the_names_of_the_classes(trained: Path, datas
 def test_two_processes_say_what_one_says(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
     arguments = ["eval", str(trained), "--data", str(dataset.folder), "--data.workers", "0"]
     command = [sys.executable, str(PROGRAMS / "group.py"), "2", "-m", "launch.cli", *arguments, "--json"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     alone = evaluated(*arguments[1:])
     both = json.loads(done.stdout)

@@ -70,7 +70,7 @@ def logits_alone(form: str, folder: Path, images: torch.Tensor, scratch: Path) -
     indented = "".join(f"    {line}\n" for line in ALONE[form].strip().splitlines())
     program = [sys.executable, "-W", "ignore", "-c", PROGRAM.format(alone=indented), str(folder)]
     files = [str(scratch / "given.safetensors"), str(scratch / "taken.safetensors")]
-    done = subprocess.run([*program, *files], cwd=scratch, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([*program, *files], cwd=scratch, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr
     with safe_open(files[1], "pt") as taken:
         return taken.get_tensor("logits"), taken.metadata()["said"]
