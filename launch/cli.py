@@ -113,7 +113,8 @@ def call(name: str, arguments: list[str]) -> int:
     import tyro
 
     from launch.verb import RecipeVerb, flags
-    from pipeline.request import at_home, misspelt, obey_no_color, refuse_control_characters
+    from pipeline.request import at_home, misspelt, refuse_control_characters
+    from pipeline.tyro_internals import obey_no_color
     from shards.errors import BadRequest
 
     refuse_control_characters(arguments)

@@ -42,6 +42,8 @@ class Evaluate(TrainedVerb):
 
     Takes the recipe's own fields too: --data, --model.img-size, --eval.crop-ratio, --eval.batch, --precision, ...
     Several processes: accelerate launch -m launch.cli eval ... Exit code 1: some samples could not be used.
+
+    Example: vitrail eval RUN --data SOURCE --weights ema
     """
 
     split: str = ""  # of the data; empty: val, or test, or the only one

@@ -61,7 +61,9 @@ class Exported(nn.Module):
 class Export(TrainedVerb):
     """Write a trained model as timm (and the hub), ONNX or torch.export have it, and compare it on real images.
 
-    vitrail export RUN --to onnx --output model. Takes the recipe's own fields too: --data (else the run's), ...
+    Takes the recipe's own fields too: --data (else the run's), ...
+
+    Example: vitrail export RUN --to onnx --output model
     """
 
     to: Format  # timm: a folder for timm.create_model; onnx: model.onnx; torch: model.pt2

@@ -58,8 +58,9 @@ class Images(NamedTuple):
 class Predict(TrainedVerb):
     """Say what a trained model sees in image files: a table on a terminal, else a line of JSON for each.
 
-    vitrail predict RUN photo.jpg holidays/ "*.png" https://example.org/cat.jpg; find . -name "*.jpg" | vitrail predict
-    RUN -. Takes the recipe's own fields too: --eval.batch, --eval.crop-ratio, ... Exit code 1: some cannot be used.
+    Takes the recipe's own fields too: --eval.batch, --eval.crop-ratio, ... Exit code 1: some cannot be used.
+
+    Example: vitrail predict RUN photo.jpg holidays/ "*.png" https://example.org/cat.jpg
     """
 
     images: tyro.conf.Positional[tuple[str, ...]] = ()

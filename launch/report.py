@@ -128,7 +128,10 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Verb):
-    """Write one self-contained HTML page about one run or several: curves, recipe, data, speed, mistakes."""
+    """Write one self-contained HTML page about one run or several: curves, recipe, data, speed, mistakes.
+
+    Example: vitrail report RUN --output RUN.html
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs, finished or not; several stand side by side"""

@@ -14,6 +14,7 @@ import tyro
 
 from pipeline.config import FIELDS, LOCAL_DIR, Recipe
 from pipeline.fields import flag
+from pipeline.tyro_internals import obey_no_color
 from shards.errors import BadRequest, Problem
 
 OWN_FLAGS: Final = ("--data", "--output", "--max-steps", "--resume", "--dry-run", "--trace-samples")
@@ -66,12 +67,6 @@ def parse(recipe: Recipe, arguments: list[str], *, verb_flags: Sequence[str] = (
     )
     known = [*verb_flags, *OWN_FLAGS, *(f"--{flag(name)}" for name in FIELDS)]
     return replace(at_home(request), unknown=tuple(misspelt(unknown, known)))
-
-
-def obey_no_color() -> None:
-    """Keep tyro from colours where NO_COLOR is set (no-color.org), which it does not read itself."""
-    if os.environ.get("NO_COLOR"):
-        tyro._experimental_options["ansi_codes"] = False
 
 
 def at_home(value: Any) -> Any:

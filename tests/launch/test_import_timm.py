@@ -87,7 +87,7 @@ TIMM: Final[dict[str, tuple[str, dict[str, Any], list[str]]]] = {
         "--decay-epochs 2.4 --decay-rate .97 --opt rmsproptf --opt-eps .001 -j 8 --warmup-lr 1e-6 --weight-decay 1e-5 "
         "--drop 0.3 --drop-path 0.2 --model-ema --model-ema-decay 0.9999 --aa rand-m9-mstd0.5 --remode pixel "
         "--reprob 0.2 --amp --lr .016",
-        {"optim.name": "rmsproptf", "optim.args": ("eps=0.001", "momentum=0.9"),
+        {"optim.name": "rmsproptf", "optim.args": ["eps=0.001", "momentum=0.9"],
          "ema.decay": 0.9999, "model.dropout": 0.3, "model.drop_path": 0.2, "model.img_size": 256},
         ["--sched", "--decay-epochs", "--decay-rate", "--aa"],
     ),
