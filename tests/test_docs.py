@@ -233,7 +233,8 @@ def done(name: str, arguments: list[str], scratch: Path) -> None:
     if request.data:
         classes = request.recipe.data.classes
         if name == "preview":
-            made = make_dataset(scratch / "data", classes=classes, size=32, samples={"train": 4}).folder
+            splits = dict.fromkeys(("train", "val", "test"), 4)
+            made = make_dataset(scratch / "data", classes=classes, size=32, samples=splits).folder
         else:
             made = made_index(scratch / "data", request.recipe)
         arguments[arguments.index("--data") + 1] = str(made)
@@ -254,8 +255,12 @@ def made_trained(folder: Path) -> None:
     write_json(folder / "config.json", timm_config(HERE, [str(number) for number in range(HERE.data.classes)], 32))
 
 
+IN_TUTORIAL: Final = {"runs/flowers": "RUN", "flowers": "SOURCE", "flowers_timm": "OUT", "flowers_onnx": "OUT"}
+
+
 def of_trained(name: str, arguments: list[str], scratch: Path) -> None:
     """Do a verb that works on a trained model, on one that is made; judge it for one that is published."""
+    arguments = [IN_TUTORIAL.get(word, word) for word in arguments]
     verb, others = parsed(name, arguments)
     if verb.recipe != "RUN":
         _, request = verb.asked(others)
@@ -280,8 +285,19 @@ def of_trained(name: str, arguments: list[str], scratch: Path) -> None:
     assert call(name, [made.get(word, word) for word in arguments]) == 0
 
 
+def script_file(script: str, scratch: Path) -> Path:
+    """Return the file of a script: of the repository, or the one that the tutorial has one write."""
+    if script != "mine.py":
+        return ROOT / script
+    (printed,) = blocks(ROOT / "docs" / "tutorial.md", "python")
+    (scratch / script).write_text(printed)
+    return scratch / script
+
+
 def vitrail(arguments: list[str], scratch: Path) -> None:
     """Do a verb, or judge it where it takes long."""
+    if "mine.py" in arguments and "--output" not in arguments[: arguments.index("mine.py")]:
+        arguments = [str(script_file(word, scratch)) if word == "mine.py" else word for word in arguments]
     name, *rest = arguments
     if name == "--help" or "--help" in rest:
         assert name == "--help" or name in VERBS
@@ -329,7 +345,7 @@ def vitrail(arguments: list[str], scratch: Path) -> None:
 
 def trained(script: str, arguments: list[str], hosting: Hosting, scratch: Path) -> None:
     """Judge the training of a recipe."""
-    request = parse(load_recipe(str(ROOT / script)), arguments)
+    request = parse(load_recipe(str(script_file(script, scratch))), arguments)
     # the folder of a run is made here, and its disk is not the reader's
     judge(request, arguments, REHEARSAL if request.dry_run else FILLING, hosting, scratch)
 
@@ -384,7 +400,7 @@ def python(arguments: list[str], scratch: Path) -> None:
     script, *rest = arguments
     if script == "-m":
         assert importlib.util.find_spec(rest[0])
-    elif script.startswith("recipes/"):
+    elif script.startswith("recipes/") or script == "mine.py":
         trained(script, rest, Hosting(), scratch)
     else:
         assert (ROOT / script).is_file()
