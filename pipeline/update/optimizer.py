@@ -196,7 +196,8 @@ def numbers_kept(settings: Optim) -> float:
     """
     matrix = nn.Parameter(torch.zeros(KEPT_OF, KEPT_OF))
     matrix.grad = torch.zeros_like(matrix)
-    optimizer = _of_groups([{"params": [matrix], "weight_decay": settings.weight_decay}], settings, settings.lr)
+    # at a rate that overflows nothing, whatever the recipe's is
+    optimizer = _of_groups([{"params": [matrix], "weight_decay": settings.weight_decay}], settings, lr=1e-3)
     optimizer.step()
     state = optimizer.state[matrix].values()
     sizes = [value.numel() * value.itemsize for value in state if isinstance(value, Tensor) and value.ndim]
