@@ -36,6 +36,7 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGU
 LOOK_EVERY: Final = 5.0  # seconds between two looks after a worker that is waited for
 PATIENCE: Final = 60.0  # seconds that one may do nothing
 REMOTE_PATIENCE: Final = PATIENCE + 2 * LIMIT  # the same where it may wait for a network, which has limits of its own
+ENDING: Final = 30.0  # seconds that one may take to end after its connection has
 BUSY: Final = 0.1  # seconds of a processor's time that are more than nothing
 
 LESS_MEMORY: Final = "Take fewer --data.workers, or smaller batches: more --virtual-ranks. "
@@ -49,6 +50,8 @@ LIMITS: Final = {
     "open files": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
     "ancdata": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
 }
+CUT: Final = (ConnectionError, EOFError, FileNotFoundError)  # how a connection to a process ends that is no more there
+FROM_WORKER: Final = "Caught "  # how torch begins an error that a worker raised
 READ_CALLS: Final = ("0", "17", "63", "67")  # read and pread64, of x86-64 and of ARM
 
 
@@ -169,7 +172,9 @@ class Watch:
         except Exception as error:
             self._waits = False
             if not isinstance(error, LoaderError):
-                wait([worker.sentinel for worker in self._workers], timeout=1)  # a connection ends before its process
+                # a connection ends before its process, which takes its time on a busy machine
+                cut = isinstance(error, CUT) and not str(error).startswith(FROM_WORKER)
+                wait([worker.sentinel for worker in self._workers], timeout=ENDING if cut else 1)
                 self._look_for_dead(well=False)
             for words, limit in LIMITS.items():
                 if words in str(error):
