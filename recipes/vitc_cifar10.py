@@ -1,7 +1,7 @@
 """CIFAR-10 at 32 px with a convolutional stem: vitp_cifar10 with two 3x3 convolutions and a block less.
 
 The set-up of "Early Convolutions" (2106.14881) at a size for two cores.  50 epochs: not run yet; with patch 8, 10,000
-images and four epochs 37.8 +- 0.4 % against 30.4 +- 2.5 % with patches (n=3; docs/reproduction.md).
+images and four epochs 35.4 +- 1.3 % against 32.8 +- 0.7 % with patches (n=3; docs/reproduction.md).
 Run:   accelerate launch recipes/vitc_cifar10.py --data DIR --output OUT
 """
 
