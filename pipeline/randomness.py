@@ -30,14 +30,34 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0) -> np.random.Generator:
-    """Return the generator of one draw site.
+    """Return the generator of one draw site."""
+    philox = np.random.Philox(key=seed, counter=_counter(purpose, epoch, sample, copy))
+    return np.random.Generator(philox)
+
+
+def _counter(purpose: Purpose, epoch: int, sample: int, copy: int) -> list[int]:
+    """Return where the stream of a draw site begins.
 
     Philox counts its blocks in word 0 of the counter, so streams with other (sample, epoch, purpose, copy) do
     not meet before 2^64 blocks. What is drawn once a virtual rank or a step takes the place of the sample.
     """
     more, copy = divmod(copy, 256)  # of a class-balanced order, whose rare images come often
-    counter = [0, sample, epoch, more << 32 | purpose * 256 + copy]
-    return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+    return [0, sample, epoch, more << 32 | purpose * 256 + copy]
+
+
+class Generators:
+    """The generators of many draw sites, one after the other: numpy takes a new one's first seed from the system."""
+
+    def __init__(self, seed: int) -> None:
+        self._philox = np.random.Philox(key=seed)
+        self._start = self._philox.state
+        self._generator = np.random.Generator(self._philox)
+
+    def at(self, purpose: Purpose, *, epoch: int = 0, sample: int = 0, copy: int = 0) -> np.random.Generator:
+        """Return what `generator` does; it is good until the next call."""
+        self._start["state"]["counter"][:] = _counter(purpose, epoch, sample, copy)
+        self._philox.state = self._start
+        return self._generator
 
 
 GOLDEN: Final = 0x9E3779B97F4A7C15  # splitmix64, Steele, Lea and Flood 2014

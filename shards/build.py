@@ -244,14 +244,13 @@ def fitted(content: bytes, extension: str, shorter: int) -> tuple[bytes, str, li
     One whose shorter side is longer is decoded as training does, scaled with the antialiasing filter that ImageNet's
     evaluation uses, and stored as PNG if it was one, else as JPEG. Raises SampleError for one that cannot be decoded.
     """
-    image = decode(content, "")
-    width, height = image.size
+    pixels = decode(content, "")
+    height, width = pixels.shape[:2]
     if min(width, height) <= shorter:
         return content, extension, []
     how = [SMALLER, NOT_TURNED] if TURNED in oddities(content) else [SMALLER]
     size = shorter * width // min(width, height), shorter * height // min(width, height)
-    image = image.resize(size, Image.Resampling.BICUBIC)
-    image.info.clear()  # what formats would store beside the pixels
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     if kind_of(content) == "PNG":
         return encode_png(image), "png", how
     buffer = io.BytesIO()

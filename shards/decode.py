@@ -1,5 +1,7 @@
 """The door between bytes and pixels: whatever bytes come, an RGB image or a SampleError that says what they are.
 
+A usual JPEG is decoded by libjpeg-turbo right into an array. What is another format, and what libjpeg-turbo has any
+doubt about, is Pillow's, which is slower and says what is wrong; where both can, their pixels are equal.
 What each format and kind of colour becomes is in `docs/data.md`. Everything is bounded before it is done: the bytes,
 the pixels of the image and of whatever is made of it on the way to a view, and what a format lets a file ask for beside
 its pixels.
@@ -12,6 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import SampleError
@@ -37,6 +41,7 @@ MAX_TIFF_TABLES: Final = 2**21  # bytes of a TIFF that are read before its pixel
 SLOW_DECODERS: Final = ("ppm", "ppm_plain", "bmp_rle")  # Pillow's own, in Python
 MAX_SLOW_PIXELS: Final = 1_000_000
 
+USUAL_COLOURS: Final = ("YCbCr", "Gray", "RGB")  # of a JPEG, as libjpeg-turbo names them
 SIXTEEN_BITS: Final = ("I;16", "I;16L", "I;16B", "I;16N")  # Pillow's names for 16-bit grey
 
 MARKER: Final = re.compile(rb"\xff([\x02-\xcf\xd9-\xfe])")  # of a JPEG, but those that stand within a scan
@@ -82,20 +87,27 @@ class Refused(Exception):
     """An image is beyond a bound or has no meaning in 8 bits; the text goes on from the name of its format."""
 
 
-def decode(content: bytes, name: str) -> Image.Image:
-    """Return the image as RGB; `name` is for the message.  Raises SampleError for whatever is no usable image."""
+def decode(content: bytes, name: str) -> NDArray[np.uint8]:
+    """Return the image as RGB, uint8 [H, W, 3]; `name` is for the message.
+
+    Raises SampleError for whatever is no usable image.
+    """
     found = kind_of(content)
     try:
+        _check_bytes(content, found)
+        if found == "JPEG" and (pixels := _usual_jpeg(content)) is not None:
+            return pixels
+        if found == "JPEG" and (size := _exif_bytes(content)) > MAX_EXIF:
+            raise Refused(f"with {size:,} bytes of EXIF, more than {MAX_EXIF:,}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, which does not matter for pixels
-            _check_bytes(content)
             file = _Tables(content) if found == "TIFF" else io.BytesIO(content)
             with Image.open(file, formats=tuple(FORMATS)) as image:
                 found = str(image.format)
                 if isinstance(file, _Tables):
                     file.left += len(content)  # for the pixels
                 _check_pixels(image)
-                return _to_rgb(image)
+                return np.array(_to_rgb(image))
     except MemoryError:  # of this machine, and nothing the sample is to blame for: all it asks for is bounded
         raise
     except Refused as error:
@@ -106,6 +118,17 @@ def decode(content: bytes, name: str) -> Image.Image:
     except Exception as error:  # decoders raise what comes to their mind: struct.error, IndexError, ...
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise SampleError(f"sample {name!r}: {found} that cannot be decoded ({reason}).") from error
+
+
+def _usual_jpeg(content: bytes) -> NDArray[np.uint8] | None:
+    """Return the pixels of a JPEG; None for one of odd colours, damaged or beyond a bound, which Pillow looks at."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        if colours not in USUAL_COLOURS or _beyond(width, height):
+            return None
+        return simplejpeg.decode_jpeg(content, "RGB", strict=True)
+    except ValueError:  # what Pillow makes of it, and says of it, counts
+        return None
 
 
 def kind_of(content: bytes) -> str:
@@ -119,15 +142,12 @@ def kind_of(content: bytes) -> str:
     return "no image" if content.strip(b"\0") else "nothing but zeros"
 
 
-def _check_bytes(content: bytes) -> None:
+def _check_bytes(content: bytes, kind: str) -> None:
     """Refuse what would cost much before its size is known.  Raises Refused."""
     if len(content) > MAX_BYTES:
         raise Refused(f"of {len(content):,} bytes, more than {MAX_BYTES:,}")
-    if kind_of(content) == "JPEG":
-        if content.count(b"\xff\xda") > MAX_SCANS:
-            _check_scans(content)
-        if content.count(b"Exif\0\0") > 1 and (size := _exif_bytes(content)) > MAX_EXIF:
-            raise Refused(f"with {size:,} bytes of EXIF, more than {MAX_EXIF:,}")
+    if kind == "JPEG" and content.count(b"\xff\xda") > MAX_SCANS:
+        _check_scans(content)
 
 
 def _check_scans(content: bytes) -> None:
@@ -173,16 +193,23 @@ class _Tables(io.BytesIO):
 def _check_pixels(image: Image.Image) -> None:
     """Refuse an image by its header.  Raises Refused."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Refused(f"of {width}x{height} pixels, more than {MAX_PIXELS:,}")
-    if max(image.size) > MAX_ELONGATION * min(image.size):
-        raise Refused(f"of {width}x{height} pixels, more than {MAX_ELONGATION} times as long as wide")
+    if bound := _beyond(width, height):
+        raise Refused(f"of {width}x{height} pixels, more than {bound}")
     tiles: Any = getattr(image, "tile", ())
     if width * height > MAX_SLOW_PIXELS and any(tile[0] in SLOW_DECODERS for tile in tiles):
         raise Refused(
             f"of {width}x{height} pixels in a form that is slow to decode (text, more than 8 bits, or run lengths), "
             f"more than {MAX_SLOW_PIXELS:,}; store it in another one"
         )
+
+
+def _beyond(width: int, height: int) -> str:
+    """Return the bound that a width and a height are beyond, empty for none."""
+    if width * height > MAX_PIXELS:
+        return f"{MAX_PIXELS:,}"
+    if max(width, height) > MAX_ELONGATION * min(width, height):
+        return f"{MAX_ELONGATION} times as long as wide"
+    return ""
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

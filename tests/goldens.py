@@ -49,11 +49,11 @@ VIEWS_OF_A_POLICY: Final = 150  # so that every operation of a policy is met
 SHARDS: Final = (20, 30, 20)
 
 
-def photograph() -> Image.Image:
+def photograph() -> NDArray[np.uint8]:
     """Return 80 x 60 pixels: patches of colour under a gradient, from integers that no library rounds."""
     coarse = np.frombuffer(np.random.Philox(key=1).random_raw(72).tobytes(), np.uint8).reshape(12, 16, 3)
     fine = np.kron(coarse, np.ones((5, 5, 1), np.uint8)).astype(np.int64)
-    return Image.fromarray(((3 * fine + np.arange(80).reshape(1, 80, 1)) // 4).astype(np.uint8))
+    return ((3 * fine + np.arange(80).reshape(1, 80, 1)) // 4).astype(np.uint8)
 
 
 PHOTO: Final = photograph()
@@ -113,7 +113,7 @@ class Photographs:
 
     def read(self, sample: int) -> bytes:
         """Return a PNG, whose pixels come back as they are."""
-        return encoded(Image.fromarray(np.roll(np.asarray(PHOTO), sample, axis=1)), "PNG")
+        return encoded(Image.fromarray(np.roll(PHOTO, sample, axis=1)), "PNG")
 
 
 def batches() -> TrainingBatches:
@@ -167,9 +167,8 @@ def encoded(image: Image.Image, format: str) -> bytes:
 
 def decoded() -> str:
     """Return the hash of what is decoded of a photograph in colour and in grey."""
-    return sha256(
-        np.asarray(decode(encoded(PHOTO, "JPEG"), "")), np.asarray(decode(encoded(PHOTO.convert("L"), "PNG"), ""))
-    )
+    image = Image.fromarray(PHOTO)
+    return sha256(decode(encoded(image, "JPEG"), ""), decode(encoded(image.convert("L"), "PNG"), ""))
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

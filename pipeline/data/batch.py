@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -20,7 +19,7 @@ from pipeline.data.boxes import erase_box
 from pipeline.data.mix import Mixing, draw_mixing
 from pipeline.data.order import order_of
 from pipeline.errors import LoaderError
-from pipeline.randomness import Purpose, generator, view_keys
+from pipeline.randomness import Generators, Purpose, view_keys
 from shards.decode import decode
 from shards.errors import SampleError, ShardError
 from shards.index import Index
@@ -98,6 +97,7 @@ class TrainingBatches(Dataset[Batch]):
         self.index = index
         self.order = order_of(recipe, index.shard_sizes, index.known_labels)
         self.reader = Reader(index)
+        self._generators = Generators(recipe.seed)
         self._reasons: dict[int, str] = {}  # why samples are unusable, of those that were met: tried once, named once
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
@@ -120,7 +120,7 @@ class TrainingBatches(Dataset[Batch]):
             pixels[slot] = self.view(image, sample, epoch, copy)
             labels[slot] = label
             if recipe.augment.erase:
-                rng = generator(recipe.seed, Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
+                rng = self._generators.at(Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
                 boxes[slot] = erase_box(size, recipe.augment.erase, rng)
         mixing = draw_mixing(
             recipe.mix,
@@ -147,13 +147,13 @@ class TrainingBatches(Dataset[Batch]):
         )
 
     def view(
-        self, image: Image.Image, sample: int, epoch: int, copy: int, done: list[str] | None = None
+        self, image: NDArray[np.uint8], sample: int, epoch: int, copy: int, done: list[str] | None = None
     ) -> NDArray[np.uint8]:
         """Return one view of a decoded sample, [S, S, 3]; `done` takes the names of the policy's operations."""
-        rng = generator(self.recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
+        rng = self._generators.at(Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
         return augment(image, self.recipe.model.img_size, self.recipe.augment, rng, done)
 
-    def _load(self, sample: int, others: Iterator[int], unusable: list[Unusable]) -> tuple[Image.Image, int]:
+    def _load(self, sample: int, others: Iterator[int], unusable: list[Unusable]) -> tuple[NDArray[np.uint8], int]:
         """Return image and label of a sample, or of the first usable one of the others.
 
         What is not usable is added to `unusable` where it is met first. Raises ShardError where none is usable.
@@ -174,7 +174,7 @@ class TrainingBatches(Dataset[Batch]):
             raise ShardError(
                 f"{self.index.dataset}: no sample of a virtual rank's whole span can be used. {self._reasons[sample]}"
             )
-        return Image.new("RGB", (1, 1)), 0  # never trained on: what is unusable ends the run at this step
+        return np.zeros((1, 1, 3), np.uint8), 0  # never trained on: what is unusable ends the run at this step
 
 
 def label_of(index: Index, sample: int, classes: int) -> int:

@@ -2,20 +2,37 @@
 
 `VIEWS` is raised by hand when the bytes of a view change, or the numbers that go with it: order, augmentation, erasing,
 mixing, stochastic depth, the initial weights. `tests/pipeline/data/test_version.py` holds goldens of each and fails
-when one moves and `VIEWS` does not. The libraries beside it are those whose pixels (Pillow), draws (numpy) or tables
-(timm) enter. torch is not among them: what it computes of a view differs by float rounding alone, as between devices,
-and the weights that it draws at the start of a run lie in the run's checkpoints.
+when one moves and `VIEWS` does not. The libraries beside it are those whose pixels (simplejpeg, Pillow, torch, OpenCV),
+draws (numpy) or tables (timm) enter. torch's builds for devices make the same pixels, and its version is named without.
 """
 
 from functools import cache
 from importlib.metadata import version
 from typing import Final
 
-VIEWS: Final = 3
-LIBRARIES: Final = ("numpy", "pillow", "timm")
+import torch
+
+VIEWS: Final = 4
+SAME_PIXELS: Final = ("AVX2", "AVX512")  # as torch names what a processor can
+LIBRARIES: Final = ("numpy", "opencv-python-headless", "pillow", "simplejpeg", "timm", "torch")
 
 
 @cache
 def views_version() -> str:
     """Return the version of views that this installation makes, for instance `1 (numpy 2.4.6, ...)`."""
-    return f"{VIEWS} ({', '.join(f'{library} {version(library)}' for library in LIBRARIES)})"
+    versions = (f"{library} {version(library).partition('+')[0]}" for library in LIBRARIES)
+    return f"{VIEWS} ({', '.join(versions)})"
+
+
+def processor_note() -> str:
+    """Return what is to be said of this processor: empty for one that makes the same pixels as those we tested on.
+
+    torch and OpenCV resize and turn images with AVX2 (AVX-512 gives the same bytes); without it they round otherwise.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    if capability in SAME_PIXELS:
+        return ""
+    return (
+        f"This processor computes without AVX2 ({capability}): some pixels of views differ by a grey level from those "
+        f"that processors with AVX2 make. Runs repeat exactly on processors of one kind."
+    )

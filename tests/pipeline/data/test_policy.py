@@ -1,7 +1,7 @@
 """Policies: each operation by the pixels of its source, and how often and how strongly it is done.
 
-`tests/reference/augment.json` holds what the official codes make of one image. All operations meet its means but one:
-TensorFlow's grey differs from Pillow's by up to one value, which big_vision's `Color` blends with.
+`tests/reference/augment.json` holds what the official codes make of one image. Operations that a table of values does
+meet its means; those that interpolate or sum come within the bounds below. `test_pixels.py` compares pixel by pixel.
 """
 
 from collections import Counter
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+from numpy.typing import NDArray
 from timm.data import auto_augment
 
 from pipeline.config import Augment
-from pipeline.data import policy
+from pipeline.data import pixels, policy
 from pipeline.data.policy import (
     AUTO_OPS,
     AUTO_POLICY,
@@ -27,7 +27,6 @@ from pipeline.data.policy import (
     TF_NAMES,
     TF_OPS,
     TIMM,
-    affine,
     cutout,
     rand_augment,
     rand_augment_tf,
@@ -39,8 +38,8 @@ from recipes.vitc_4gf import RECIPE as VITC_4GF
 from tests.reference.inputs import formula_image, read
 
 NOISE = np.random.Generator(np.random.Philox(key=1))
-PHOTO = Image.fromarray(NOISE.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((80, 60), Image.Resampling.BICUBIC)
-FORMULA = Image.fromarray(formula_image())
+PHOTO = pixels.resize(NOISE.integers(0, 256, (12, 16, 3), dtype=np.uint8), 80, 60)
+FORMULA = formula_image()
 DEIT = Augment(rand_ops=2)
 BIG_VISION = VIT_SMALL_PLAIN.augment
 PYCLS = VITC_4GF.augment
@@ -52,17 +51,22 @@ AUTO_V0 = REFERENCE["pycls_autoaugment"]
 SIGNS = {"plus": 1, "minus": -1, "value": 1}
 
 
-def means(image: Image.Image) -> Any:
-    """Return what a mean of each channel must be, as the file has it: with 9 digits."""
-    return pytest.approx(np.asarray(image).mean((0, 1), dtype=np.float64).tolist(), abs=1e-6)
+INTERPOLATED = 0.5  # of a mean, in grey levels: Pillow cuts values off where OpenCV rounds them
+FEW = ("Color", "Sharpness", "Shear", "Translate", "Rotate")
+
+
+def means(image: NDArray[np.uint8], name: str) -> Any:
+    """Return what a mean of each channel must be: with the 9 digits of the file, or within a bound."""
+    close = INTERPOLATED if name.startswith(FEW) else 1e-6
+    return pytest.approx(image.mean((0, 1), dtype=np.float64).tolist(), abs=close)
 
 
 def draws(settings: Augment, count: int, monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, float]]]:
     """Return the operations that a policy does to so many views, with their levels; pixels stay as they are."""
     found: list[list[tuple[str, float]]] = []
 
-    def noted(op: str) -> Callable[..., Image.Image]:
-        def note(image: Image.Image, level: float, *_: Any) -> Image.Image:
+    def noted(op: str) -> Callable[..., NDArray[np.uint8]]:
+        def note(image: NDArray[np.uint8], level: float, *_: Any) -> NDArray[np.uint8]:
             found[-1].append((op, level))
             return image
 
@@ -89,18 +93,6 @@ def assert_shares(counts: Mapping[str, int], shares: Mapping[str, float], count:
 # ---- RandAugment of timm ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("magnitude", [0.0, 3.3, 9.0, 10.0])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_every_operation_gives_the_pixels_of_timm(
-    name: str, magnitude: float, sign: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: sign * value)
-    hparams = {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
-    theirs = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)(PHOTO)
-    assert np.array_equal(np.asarray(OPS[name](PHOTO, sign * magnitude / 10)), np.asarray(theirs))
-
-
 def test_the_operations_are_those_of_timm_with_increasing_severity() -> None:
     assert list(OPS) == auto_augment._RAND_INCREASING_TRANSFORMS
 
@@ -113,22 +105,22 @@ def test_the_operations_are_those_of_the_official_code() -> None:
 @pytest.mark.parametrize("name", OPS)
 def test_every_operation_gives_the_means_of_the_official_code(name: str) -> None:
     for sign, expected in RAND["formula_image_channel_means_at_9"][name].items():
-        assert expected == means(OPS[name](FORMULA, SIGNS[sign] * 0.9))
+        assert expected == means(OPS[name](FORMULA, SIGNS[sign] * 0.9), name)
 
 
-WITH_ARGUMENT: Mapping[str, Callable[[Image.Image, Any], Image.Image]] = {
-    "Rotate": lambda image, degrees: image.rotate(degrees, resample=Image.Resampling.BICUBIC, fillcolor=TIMM.fill),
-    "PosterizeIncreasing": ImageOps.posterize,
-    "SolarizeIncreasing": ImageOps.solarize,
-    "SolarizeAdd": lambda image, add: image.point([min(255, v + add) if v < 128 else v for v in range(256)] * 3),
-    "ColorIncreasing": lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    "ContrastIncreasing": lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
-    "BrightnessIncreasing": lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    "SharpnessIncreasing": lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
-    "ShearX": lambda image, factor: affine(image, (1, factor, 0, 0, 1, 0)),
-    "ShearY": lambda image, factor: affine(image, (1, 0, 0, factor, 1, 0)),
-    "TranslateXRel": lambda image, share: affine(image, (1, 0, share * image.width, 0, 1, 0)),
-    "TranslateYRel": lambda image, share: affine(image, (1, 0, 0, 0, 1, share * image.height)),
+WITH_ARGUMENT: Mapping[str, Callable[[NDArray[np.uint8], Any], NDArray[np.uint8]]] = {
+    "Rotate": lambda image, degrees: pixels.rotate(image, degrees, TIMM),
+    "PosterizeIncreasing": pixels.posterize,
+    "SolarizeIncreasing": pixels.solarize,
+    "SolarizeAdd": pixels.solarize_add,
+    "ColorIncreasing": pixels.saturation,
+    "ContrastIncreasing": pixels.contrast,
+    "BrightnessIncreasing": pixels.brightness,
+    "SharpnessIncreasing": pixels.sharpness,
+    "ShearX": lambda image, factor: pixels.shear_x(image, factor, 0, TIMM),
+    "ShearY": lambda image, factor: pixels.shear_y(image, factor, 0, TIMM),
+    "TranslateXRel": lambda image, share: pixels.translate(image, share * image.shape[1], 0, TIMM),
+    "TranslateYRel": lambda image, share: pixels.translate(image, 0, share * image.shape[0], TIMM),
 }
 
 
@@ -136,9 +128,9 @@ WITH_ARGUMENT: Mapping[str, Callable[[Image.Image, Any], Image.Image]] = {
 def test_a_magnitude_gives_the_argument_of_the_official_code(name: str) -> None:
     for sign, arguments in RAND["arguments"][name].items():
         for magnitude, argument in zip(RAND["argument_at_magnitudes"], arguments, strict=True):
-            ours = np.asarray(OPS[name](PHOTO, SIGNS[sign] * magnitude / 10)).astype(int)
-            # a factor of a level may differ in its last bit
-            assert abs(ours - np.asarray(WITH_ARGUMENT[name](PHOTO, argument))).max() <= 1
+            ours = OPS[name](PHOTO, SIGNS[sign] * magnitude / 10).astype(int)
+            # a factor of a level may differ in its last bit, and a row lie right between two of its places
+            assert abs(ours - WITH_ARGUMENT[name](PHOTO, argument)).mean() < 0.2
 
 
 def test_operations_and_magnitudes_are_drawn_as_the_official_code_draws_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,9 +153,7 @@ def test_rand_augment_applies_an_operation_half_of_the_time() -> None:
     changed = 0
     for sample in range(400):
         rng = generator(0, Purpose.AUGMENT, sample=sample)
-        changed += not np.array_equal(
-            np.asarray(rand_augment(PHOTO, replace(DEIT, rand_ops=1), rng)), np.asarray(PHOTO)
-        )
+        changed += not np.array_equal(rand_augment(PHOTO, replace(DEIT, rand_ops=1), rng), PHOTO)
     # half, less the few operations that leave this picture as it is
     assert 150 < changed < 220
 
@@ -179,18 +169,16 @@ def test_the_operations_are_those_of_big_vision() -> None:
 @pytest.mark.parametrize("name", TF_OPS)
 def test_every_operation_gives_the_means_of_big_vision(name: str) -> None:
     expected = RAND_TF["formula_image_channel_means_at_10_plus_sign"][name]
-    image = TF_OPS[name](FORMULA, 1.0)
-    if name == "Color":
-        assert expected == pytest.approx(np.asarray(image).mean((0, 1)), abs=0.2)
-    else:
-        assert expected == means(image)
+    assert expected == means(TF_OPS[name](FORMULA, 1.0), name)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
 def test_the_other_sign_moves_pixels_the_other_way(name: str) -> None:
-    mirror = Image.Transpose.FLIP_TOP_BOTTOM if name.endswith("Y") else Image.Transpose.FLIP_LEFT_RIGHT
-    mirrored = TF_OPS[name](FORMULA.transpose(mirror), -1.0).transpose(mirror)
-    assert np.array_equal(np.asarray(mirrored), np.asarray(TF_OPS[name](FORMULA, 1.0)))
+    def mirror(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return np.ascontiguousarray(image[::-1] if name.endswith("Y") else image[:, ::-1])
+
+    apart = mirror(TF_OPS[name](mirror(FORMULA), -1.0)).astype(int) - TF_OPS[name](FORMULA, 1.0)
+    assert (apart != 0).any(2).mean() < 0.1  # rows whose places lie right between two pixels
 
 
 @pytest.mark.parametrize(
@@ -198,28 +186,25 @@ def test_the_other_sign_moves_pixels_the_other_way(name: str) -> None:
 )
 def test_contrast_blends_with_a_grey_of_the_size_of_the_image(size: int, name: str) -> None:
     grey = RAND_TF[name]
-    flat = Image.new("RGB", (size, size), (grey, grey, grey))
-    assert TF_OPS["Contrast"](flat, 1.0).getextrema() == ((grey, grey),) * 3
-    assert (
-        TF_OPS["Contrast"](Image.new("RGB", (size, size), (grey - 10,) * 3), 1.0).getextrema()
-        == ((grey - 19,) * 2,) * 3
-    )
+    flat = np.full((size, size, 3), grey, np.uint8)
+    assert np.unique(TF_OPS["Contrast"](flat, 1.0)).tolist() == [grey]
+    assert np.unique(TF_OPS["Contrast"](flat - 10, 1.0)).tolist() == [grey - 19]
 
 
 def test_solarize_inverts_everything_at_full_magnitude() -> None:
     assert RAND_TF["solarize_inverts_everything"]
-    assert np.array_equal(np.asarray(TF_OPS["Solarize"](PHOTO, 1.0)), 255 - np.asarray(PHOTO))
+    assert np.array_equal(TF_OPS["Solarize"](PHOTO, 1.0), 255 - PHOTO)
 
 
 def test_cutout_fills_a_square_of_grey_around_its_centre() -> None:
-    white = Image.new("RGB", (224, 224), (255, 255, 255))
+    white = np.full((224, 224, 3), 255, np.uint8)
     side = RAND_TF["cutout_side"]
-    found = np.asarray(cutout(white, -1.0, (0.5, 0.25)))
+    found = cutout(white, -1.0, (0.5, 0.25))
     grey = (found == GREY).all(2)
     assert grey.sum() == side**2
     assert grey[112 - side // 2 : 112 + side // 2, 56 - side // 2 : 56 + side // 2].all()
-    assert (np.asarray(cutout(white, 1.0, (0.0, 0.999))) == GREY).all(2).sum() == (side // 2) * (side // 2 + 1)
-    assert white.getextrema() == ((255, 255),) * 3
+    assert (cutout(white, 1.0, (0.0, 0.999)) == GREY).all(2).sum() == (side // 2) * (side // 2 + 1)
+    assert white.min() == 255
 
 
 def test_every_operation_of_big_vision_is_done_at_one_magnitude(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +223,7 @@ def test_every_operation_of_big_vision_is_done_at_one_magnitude(monkeypatch: pyt
 def test_no_view_of_big_vision_is_black() -> None:
     """timm's operations, of which PosterizeIncreasing keeps 0 bits at this magnitude, make 9 % of views so."""
     ours, timms = (
-        [np.asarray(make(PHOTO, settings, generator(0, Purpose.AUGMENT, sample=i))).max() == 0 for i in range(600)]
+        [make(PHOTO, settings, generator(0, Purpose.AUGMENT, sample=i)).max() == 0 for i in range(600)]
         for make, settings in (
             (rand_augment_tf, BIG_VISION),
             (rand_augment, replace(DEIT, rand_magnitude=10, rand_std=0.0, rand_prob=1.0)),
@@ -251,23 +236,12 @@ def test_no_view_of_big_vision_is_black() -> None:
 # ---- AutoAugment -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted({name for pair in AUTO_POLICY for name, _, _ in pair}))
-@pytest.mark.parametrize("magnitude", [0, 5, 9])
-def test_every_operation_of_auto_augment_gives_the_pixels_of_timm(
-    name: str, magnitude: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value: -value)
-    hparams = {"img_mean": (124, 116, 104), "interpolation": Image.Resampling.BICUBIC}
-    theirs = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)(PHOTO)
-    assert np.array_equal(np.asarray(AUTO_OPS[name](PHOTO, -magnitude / 10)), np.asarray(theirs))
-
-
 @pytest.mark.parametrize("case", AUTO_V0["formula_image_channel_means"])
 def test_every_operation_gives_the_means_of_pycls(case: str) -> None:
     name, magnitude = case.split()
     for sign, expected in AUTO_V0["formula_image_channel_means"][case].items():
         if sign != "argument":
-            assert expected == means(AUTO_V0_OPS[name](FORMULA, SIGNS[sign] * int(magnitude) / 10))
+            assert expected == means(AUTO_V0_OPS[name](FORMULA, SIGNS[sign] * int(magnitude) / 10), name)
 
 
 @pytest.mark.parametrize(("pairs", "count"), [(AUTO_POLICY, 25), (AUTO_V0_POLICY, AUTO_V0["pairs"])])
@@ -300,9 +274,8 @@ def test_the_magnitudes_of_pycls_are_those_of_its_table(monkeypatch: pytest.Monk
 
 def test_three_augment_does_each_of_three_a_third_of_the_time() -> None:
     views = [three_augment(PHOTO, DEIT, generator(0, Purpose.AUGMENT, sample=i)) for i in range(300)]
-    pixels = [np.asarray(view) for view in views]
-    grey = sum(bool((view == view[..., :1]).all()) for view in pixels)
-    solarized = sum(np.array_equal(view, np.asarray(ImageOps.solarize(PHOTO))) for view in pixels)
+    grey = sum(bool((view == view[..., :1]).all()) for view in views)
+    solarized = sum(np.array_equal(view, pixels.solarize(PHOTO)) for view in views)
     assert all(70 < count < 130 for count in (grey, solarized, 300 - grey - solarized))
 
 
@@ -315,7 +288,7 @@ def test_a_policy_names_what_it_did_and_does_the_same(policy: str, settings: Aug
     views = [
         POLICIES[policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=3), names) for names in (done, None)
     ]
-    assert np.array_equal(*map(np.asarray, views))
+    assert np.array_equal(*views)
     done = []
     for sample in range(20):
         POLICIES[policy](PHOTO, settings, generator(0, Purpose.AUGMENT, sample=sample), done)

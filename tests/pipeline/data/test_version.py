@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
 
 import pipeline.job
 from pipeline.config import Distill, Recipe
 from pipeline.data import policy, version
+from pipeline.data.pixels import solarize
 from pipeline.data.version import LIBRARIES, VIEWS, views_version
 from pipeline.fingerprints import VIEWS as VERSION_OF_VIEWS
 from pipeline.job import FILLING, LOOKING, TRAINING, resolve
@@ -41,7 +42,7 @@ def test_views_and_initial_weights_are_those_of_the_goldens(found: dict[str, gol
 
 @pytest.mark.parametrize("name", policy.OPS)
 def test_a_changed_operation_is_noticed_and_the_remedy_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(policy.OPS, name, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
+    monkeypatch.setitem(policy.OPS, name, lambda image, _: solarize(image, 3))  # type: ignore[arg-type]
     wrong = goldens.complaint(goldens.read(), goldens.computed(["policy rand", "evaluation view"]))
     assert wrong.startswith("the bytes of policy rand changed.")
     assert "If that is meant, raise VIEWS in pipeline/data/version.py by one and run `python -m tests.goldens`" in wrong
@@ -62,7 +63,7 @@ def operations() -> Iterator[Any]:
 def test_a_changed_operation_of_another_policy_is_noticed(
     name: str, table: Mapping[str, policy.Op], op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(table, op, lambda image, _: ImageOps.solarize(image, 3))  # type: ignore[arg-type]
+    monkeypatch.setitem(table, op, lambda image, _: solarize(image, 3))  # type: ignore[arg-type]
     assert goldens.moved(goldens.read()["goldens"], goldens.computed([name])) == [name]
 
 
@@ -74,7 +75,7 @@ def test_an_operation_more_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_changed_way_to_decode_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(goldens, "decode", lambda content, name: Image.new("RGB", (80, 60)))
+    monkeypatch.setattr(goldens, "decode", lambda content, name: np.zeros((60, 80, 3), np.uint8))
     assert goldens.moved(goldens.read()["goldens"], goldens.computed(["decoded images"])) == ["decoded images"]
 
 
@@ -132,10 +133,19 @@ def test_goldens_that_moved_are_not_overwritten_under_the_same_version(
 
 
 def test_the_version_names_the_libraries_that_make_pixels_and_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = {"numpy": "1.2", "pillow": "3.4", "timm": "5.6"}
+    installed = {
+        "numpy": "1.2",
+        "opencv-python-headless": "2.3",
+        "pillow": "3.4",
+        "simplejpeg": "4.5",
+        "timm": "5.6",
+        "torch": "7.8+cu999",
+    }
     assert set(LIBRARIES) == set(installed)
     monkeypatch.setattr(version, "version", installed.__getitem__)
-    assert views_version.__wrapped__() == f"{VIEWS} (numpy 1.2, pillow 3.4, timm 5.6)"
+    assert views_version.__wrapped__() == (
+        f"{VIEWS} (numpy 1.2, opencv-python-headless 2.3, pillow 3.4, simplejpeg 4.5, timm 5.6, torch 7.8)"
+    )
 
 
 def test_the_version_is_among_the_fingerprints_of_a_job_and_of_its_store(dataset: Dataset) -> None:
