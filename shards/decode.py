@@ -124,7 +124,7 @@ def _usual_jpeg(content: bytes) -> NDArray[np.uint8] | None:
     """Return the pixels of a JPEG; None for one of odd colours, damaged or beyond a bound, which Pillow looks at."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        if colours not in USUAL_COLOURS or _beyond(width, height):
+        if colours not in USUAL_COLOURS or _beyond(int(width), int(height)):
             return None
         return simplejpeg.decode_jpeg(content, "RGB", strict=True)
     except ValueError:  # what Pillow makes of it, and says of it, counts
