@@ -15,14 +15,19 @@ def uniforms(keys: Tensor, purpose: Purpose, count: int) -> Tensor:
 
 
 def normals(keys: Tensor, purpose: Purpose, draws: Tensor) -> Tensor:
-    """Return standard normal float32 [B, n]: the draws of these numbers, int64 [B, n] or [n], of each key [B].
+    """Return standard normal float32 [B, n]: of each int64 key [B] the draws of these numbers, int64 [n] (Box-Muller).
 
-    On the keys' device (Box-Muller).
+    On the keys' device.
     """
     bits = _bits(keys, purpose, draws)
     radius = (bits >> 40 & 0xFFFFFF).float().add_(1).mul_(2**-24)  # (0, 1]: its logarithm is finite
     angle = (bits >> 16 & 0xFFFFFF).float().mul_(2 * torch.pi * 2**-24)
     return radius.log_().mul_(-2).sqrt_().mul_(angle.cos_())
+
+
+def skipping(keys: Tensor, draws: Tensor) -> Tensor:
+    """Return keys, int64 [B], whose draw 0 is that of number `draws` [B] of these keys [B], and so on from there."""
+    return keys + draws * _signed(GOLDEN)
 
 
 def kept_of(keys: Tensor, purpose: Purpose, rate: float, count: int) -> Tensor:
@@ -42,7 +47,7 @@ def _first(count: int, keys: Tensor) -> Tensor:
 
 
 def _bits(keys: Tensor, purpose: Purpose, draws: Tensor) -> Tensor:
-    """Return 64 random bits for each key and draw, as int64 [B, n]; torch's int64 wraps as needed."""
+    """Return 64 random bits for each key [B] and draw [n], as int64 [B, n]; torch's int64 wraps as needed."""
     values = keys[:, None] + (draws + (1 + (int(purpose) << 40))) * _signed(GOLDEN)
     for shift, factor in ((30, FACTORS[0]), (27, FACTORS[1])):
         # >> is arithmetic on signed integers: the mask makes it logical

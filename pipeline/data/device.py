@@ -15,7 +15,7 @@ from pipeline.config import Channels, Model
 from pipeline.data.batch import Batch
 from pipeline.data.boxes import Boxes, pixels_in
 from pipeline.data.mix import Mixing, mix_images
-from pipeline.device_randomness import normals
+from pipeline.device_randomness import normals, skipping
 from pipeline.randomness import Purpose
 
 
@@ -75,6 +75,6 @@ def erase(images: Tensor, boxes: Boxes, keys: Tensor) -> Tensor:
     _, channels, height, width = images.shape
     views, places = pixels_in(boxes, width)
     planes = torch.arange(channels, device=images.device) * (height * width)
-    noise = normals(keys.index_select(0, views), Purpose.ERASE, places[:, None] + planes)
+    noise = normals(skipping(keys.index_select(0, views), places), Purpose.ERASE, planes)
     images.permute(0, 2, 3, 1).view(-1, height * width, channels)[views, places] = noise
     return images

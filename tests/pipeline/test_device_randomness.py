@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.device_randomness import kept_of, normals, uniforms
+from pipeline.device_randomness import kept_of, normals, skipping, uniforms
 from pipeline.randomness import FACTORS, GOLDEN, Purpose, view_keys
 
 KEYS = torch.from_numpy(view_keys(0, 0, np.arange(2000), np.zeros(2000, dtype=np.int64)))
@@ -29,8 +29,11 @@ def test_device_draws_do_not_depend_on_their_neighbours_in_the_batch() -> None:
 
 def test_a_draw_is_a_function_of_its_key_and_number_alone() -> None:
     all_draws = normals(KEYS[:4], Purpose.ERASE, torch.arange(30))
-    numbers = torch.tensor([[7, 0], [29, 3], [4, 4], [0, 21]])
-    assert torch.equal(normals(KEYS[:4], Purpose.ERASE, numbers), all_draws.gather(1, numbers))
+    numbers = torch.tensor([7, 0, 22])
+    assert torch.equal(normals(KEYS[:4], Purpose.ERASE, numbers), all_draws[:, numbers])
+    skipped = torch.tensor([0, 7, 3, 5])
+    later = normals(skipping(KEYS[:4], skipped), Purpose.ERASE, numbers)
+    assert torch.equal(later, all_draws.gather(1, skipped[:, None] + numbers))
 
 
 def test_device_draws_are_those_of_splitmix64_in_unbounded_integers() -> None:
