@@ -168,7 +168,7 @@ def real_images(job: Job) -> tuple[Tensor, str]:
     images = EvaluationBatches(recipe, job.dataset.splits[split])[0].images
     if not len(images):
         raise VitrailError(f"{job.data}: none of the first {COMPARED} images of {split} can be used to compare with.")
-    return normalize(images, recipe.model, torch.device("cpu")), split
+    return normalize(images, recipe.model), split
 
 
 def has_two_heads(recipe: Recipe) -> bool:

@@ -21,9 +21,9 @@ from launch.trained import Trained, TrainedVerb, refuse_many
 from launch.verb import Json, resolved
 from pipeline.config import Recipe
 from pipeline.data.augment import center
-from pipeline.data.batch import room
 from pipeline.data.device import normalize
 from pipeline.data.loader import load
+from pipeline.data.record import room
 from pipeline.hosting import build_accelerator
 from pipeline.job import PREDICTING, Job
 from pipeline.model.build import build_student
@@ -186,19 +186,20 @@ class ImageBatches(Dataset[Images]):
     def __getitem__(self, part: int) -> Images:
         """Read, decode, resize and crop; what cannot be used is left out and named."""
         size, count = self.recipe.model.img_size, self.recipe.eval.batch
-        views, wrong = {}, {}
-        for place in range(part * count, min((part + 1) * count, len(self.asked))):
+        wanted = range(part * count, min((part + 1) * count, len(self.asked)))
+        images = room(len(wanted), size, size, 3)
+        places: list[int] = []
+        wrong: dict[int, str] = {}
+        for place in wanted:
             asked = self.asked[place]
             try:
                 image = decode(content_of(asked), asked.name)
             except SampleError as error:
                 wrong[place] = str(error)
                 continue
-            views[place] = center(image, size, self.recipe.eval.crop_ratio)
-        images = room(len(views), size)
-        for slot, pixels in enumerate(views.values()):
-            images.numpy()[slot] = pixels
-        return Images(list(views), images, wrong)
+            images.numpy()[len(places)] = center(image, size, self.recipe.eval.crop_ratio)
+            places.append(place)
+        return Images(places, images[: len(places)], wrong)
 
 
 @torch.inference_mode()
@@ -218,8 +219,9 @@ def predictions(job: Job, asked: Sequence[Asked], top: int) -> Iterator[tuple[st
     for batch in progress(loader, len(batches), "looking"):
         answers: dict[int, Any] = dict(batch.wrong)
         if batch.places:
+            images = normalize(batch.images.to(accelerator.device, non_blocking=True), recipe.model)
             with accelerator.autocast():
-                by_head = heads(net, normalize(batch.images, recipe.model, accelerator.device)).float()
+                by_head = heads(net, images).float()
             probabilities = fuse(by_head, recipe.distill.fusion).softmax(1)
             best = probabilities.topk(min(top, probabilities.shape[1]))
             for place, numbers, values in zip(batch.places, best.indices.tolist(), best.values.tolist(), strict=True):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from launch.verb import RecipeVerb, resolved
 from pipeline.data.augment import center
 from pipeline.data.batch import TrainingBatches
-from pipeline.data.device import model_input
+from pipeline.data.device import model_input, on_device
 from pipeline.job import LOOKING, Job
 from shards.decode import decode
 from shards.errors import Problem, harmless
@@ -62,7 +62,7 @@ def draw_preview(job: Job, path: Path) -> None:
     alone = replace(recipe, batch=min(recipe.rank_batch, len(index)), virtual_ranks=1)
     batches = TrainingBatches(alone, index)
     batch = batches[0, 0]
-    seen = model_input(batch, recipe.model, torch.device("cpu"))
+    seen = model_input(on_device(batch, torch.device("cpu")), recipe.model)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (recipe.model.mean, recipe.model.std))
     seen = (seen * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     samples = list(dict.fromkeys(batch.samples.tolist()))[:ROWS]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dis import opname
 from inspect import currentframe
+from math import prod
 from multiprocessing.process import BaseProcess
 from traceback import walk_stack
 from types import FrameType, ModuleType
@@ -48,6 +49,15 @@ def awaited_worker(batches: Any) -> int | None:
     """Return the number of the worker whose batch an iterator with workers gives next, None at its end."""
     task = batches._task_info.get(batches._rcvd_idx)
     return task[0] if task else None
+
+
+def shared_bytes(*shape: int) -> Tensor:
+    """Return zeros, uint8, in shared memory, made there as in torch's own collating, where `share_memory_` copies.
+
+    Raises RuntimeError where there is no room.
+    """
+    storage = torch.UntypedStorage._new_shared(prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def end_workers(batches: Any) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.checkpoint import Snapshot
 from pipeline.data.batch import Batch, TrainingBatches
-from pipeline.data.device import model_input
+from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import Feed, StepSampler, load
 from pipeline.data.mix import mix_labels
 from pipeline.errors import LoaderError
@@ -172,18 +172,19 @@ def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
             run.norms.take_turn(turn)
             batch = awaited(run.feed, step, rank)
             events.lap("wait")
-            images = model_input(batch, recipe.model, run.device)
+            views = on_device(batch, run.device)
+            images = model_input(views, recipe.model)
             events.after_batch(batch, images)
-            keys = torch.from_numpy(batch.depth_keys).to(run.device, non_blocking=True)
-            labels = torch.from_numpy(batch.labels).to(run.device, non_blocking=True)
-            targets = mix_labels(labels, batch.mixing, classes=recipe.data.classes, smoothing=recipe.mix.smoothing)
+            targets = mix_labels(
+                views.labels, views.mixing, classes=recipe.data.classes, smoothing=recipe.mix.smoothing
+            )
             outputs = run.teacher.of(batch, images) if run.teacher else None
             for first in range(0, len(images), size):
                 part = slice(first, first + size)
                 last = rank == hosted[-1] and first + size >= len(images)
                 part_outputs = None if outputs is None else outputs[part]
                 events.lap("input")
-                yield MicroBatch(rank, images[part], keys[part], targets[part], part_outputs, last)
+                yield MicroBatch(rank, images[part], views.depth_keys[part], targets[part], part_outputs, last)
 
 
 def awaited(feed: Feed, step: int, virtual_rank: int) -> Batch:

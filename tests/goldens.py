@@ -24,8 +24,8 @@ from PIL import Image
 from pipeline.config import Augment, Mix, Recipe
 from pipeline.data.augment import augment, center
 from pipeline.data.batch import TrainingBatches
-from pipeline.data.boxes import erase_box
-from pipeline.data.device import erase, model_input
+from pipeline.data.boxes import Boxes, erase_box
+from pipeline.data.device import erase, model_input, on_device
 from pipeline.data.mix import draw_mixing, mix_labels
 from pipeline.data.order import order_of
 from pipeline.data.version import LIBRARIES, VIEWS
@@ -78,8 +78,7 @@ def mixing(settings: Mix) -> list[float]:
     """Return a mixing of two copies of four images: lambdas, boxes and partners."""
     copies = np.arange(8) % 2
     drawn = draw_mixing(settings, seed=SEED, step=7, virtual_rank=2, copies=copies, size=SIZE)
-    assert drawn
-    return [*_rounded(torch.from_numpy(drawn.lam)), *drawn.boxes.ravel().tolist(), *drawn.partner.tolist()]
+    return [*_rounded(drawn.lam), *drawn.boxes.flatten().tolist(), *drawn.partner.tolist()]
 
 
 def erased() -> list[float]:
@@ -87,7 +86,8 @@ def erased() -> list[float]:
     sample = next(i for i in range(100) if erase_box(SIZE, 0.5, _erase_rng(i))[2])
     top, left, height, width = box = erase_box(SIZE, 0.5, _erase_rng(sample))
     keys = torch.from_numpy(view_keys(SEED, 2, np.array([sample]), np.array([1])))
-    (noise,) = erase(torch.zeros(1, 3, SIZE, SIZE), np.array([box]), keys)
+    boxes = Boxes.counted(torch.tensor([box]), np.array([box]))
+    (noise,) = erase(torch.zeros(1, 3, SIZE, SIZE), boxes, keys)
     return [*box, *_rounded(noise[:, top, left : left + min(width, 4)]), *_rounded(noise[:, top + height - 1, left])]
 
 
@@ -131,19 +131,18 @@ def batches() -> TrainingBatches:
 def a_batch() -> str:
     """Return the hash of all integers of a batch."""
     batch = batches()[6, 1]
-    assert batch.boxes.any()
-    return sha256(batch.images.numpy(), batch.labels, batch.keys, batch.depth_keys, batch.boxes)
+    records = batch.records.host
+    assert records["erased"].any()
+    return sha256(*(records[name] for name in ("pixels", "label", "key", "depth_key", "erased")))
 
 
 def as_the_model_sees_it() -> list[float]:
     """Return pixels of a batch that is normalised, erased and mixed, sums of its images, and its labels."""
     made = batches()
-    batch = made[6, 1]
-    assert batch.mixing
-    images = model_input(batch, HERE.model, torch.device("cpu"))
-    targets = mix_labels(
-        torch.from_numpy(batch.labels), batch.mixing, classes=HERE.data.classes, smoothing=HERE.mix.smoothing
-    )
+    views = on_device(made[6, 1], torch.device("cpu"))
+    assert views.mixing
+    images = model_input(views, HERE.model)
+    targets = mix_labels(views.labels, views.mixing, classes=HERE.data.classes, smoothing=HERE.mix.smoothing)
     means = images.double().mean(dim=(1, 2, 3))
     return [*_rounded(images[:, :, 3, 5]), *_rounded(means), *_rounded(targets)]
 

@@ -8,17 +8,16 @@ from itertools import chain, islice
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from pipeline.config import Recipe
 from pipeline.data.augment import augment, center
 from pipeline.data.boxes import erase_box
-from pipeline.data.mix import Mixing, draw_mixing
+from pipeline.data.mix import draw_mixing
 from pipeline.data.order import order_of
-from pipeline.errors import LoaderError
+from pipeline.data.record import Records, eval_record, view_record
 from pipeline.randomness import Generators, Purpose, view_keys
 from shards.decode import decode
 from shards.errors import SampleError, ShardError
@@ -26,10 +25,6 @@ from shards.index import Index
 from shards.reader import Reader
 
 AHEAD: Final = 32  # parts of an evaluation split whose shards are fetched before they are read
-SHARED_MEMORY_REMEDY: Final = (
-    "Take fewer --data.workers (0 needs none), or give more: docker run --shm-size or --ipc=host; ulimit -n for more "
-    "open files."
-)
 
 
 class Unusable(NamedTuple):
@@ -42,51 +37,40 @@ class Unusable(NamedTuple):
 class Batch(NamedTuple):
     """The views of one virtual rank at one step, as the loader hands them over.
 
-    The pixels travel in shared memory. The small arrays are numpy's and travel with the message: a tensor each
-    would cost a file descriptor and a round trip.
+    What the device needs lies in the records; the rest stays on the host, and travels with the message.
     """
 
     step: int
     virtual_rank: int
     order_step: int  # the step that the views belong to: in a cyclic order, of the first cycle
-    images: Tensor  # uint8 [B, S, S, 3]
-    labels: NDArray[np.int64]  # [B]
-    keys: NDArray[np.int64]  # [B], one a view: the device draws erasing noise from them
-    depth_keys: NDArray[np.int64]  # [B], the same of the true epoch: stochastic depth goes on in a cyclic order
-    boxes: NDArray[np.int64]  # [B, 4]: what is erased (pipeline/data/boxes.py); all zero for nothing
-    mixing: Mixing | None
+    records: Records  # `view_record`s (pipeline/data/record.py)
     samples: NDArray[np.int64]  # [B], as the order has them
     copies: NDArray[np.int64]  # [B]
     unusable: list[Unusable]  # those that were not met before
     replaced: bool  # whether views are of other samples, since their own cannot be used
 
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels [B]."""
+        return self.records.host["label"]
+
 
 class EvalBatch(NamedTuple):
-    """One part of an evaluation split: uint8 [B, S, S, 3], labels [B], samples [B], and what could not be used."""
+    """One part of an evaluation split, and what could not be used of it."""
 
     part: int
-    images: Tensor
-    labels: NDArray[np.int64]
-    samples: NDArray[np.int64]
+    records: Records  # `eval_record`s (pipeline/data/record.py)
     unusable: list[Unusable]
 
+    @property
+    def images(self) -> Tensor:
+        """The images, uint8 [B, S, S, 3]."""
+        return self.records.field("pixels")
 
-def room(count: int, size: int) -> Tensor:
-    """Return room for images, uint8 [count, S, S, 3]: in a loader worker in the shared memory that they travel in.
-
-    Raises LoaderError where that is full. On the way the error would be lost, and the run would wait for good.
-    """
-    images = torch.empty(count, size, size, 3, dtype=torch.uint8)
-    worker = get_worker_info()
-    if worker and count:
-        try:
-            images.share_memory_()
-        except RuntimeError as error:
-            raise LoaderError(
-                f"loader worker {worker.id}: no shared memory for a batch of {images.nbytes / 1e6:.1f} MB ({error}). "
-                f"{SHARED_MEMORY_REMEDY}"
-            ) from error
-    return images
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The labels [B]."""
+        return self.records.host["label"]
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -107,10 +91,11 @@ class TrainingBatches(Dataset[Batch]):
         order_step, epoch, samples, copies = self.order.views(step, virtual_rank)
         if self.index.cache:
             self.reader.expect(virtual_rank, self.order.shards_ahead(step, virtual_rank, recipe.epochs))
-        images = room(len(samples), size)
-        labels = np.empty(len(samples), dtype=np.int64)
-        boxes = np.zeros((len(samples), 4), dtype=np.int64)
-        pixels = images.numpy()
+        records = Records.room(len(samples), view_record(size))
+        views = records.host
+        pixels, labels, boxes = views["pixels"], views["label"], views["erased"]
+        views["key"] = view_keys(recipe.seed, epoch, samples, copies)
+        views["depth_key"] = view_keys(recipe.seed, step // self.order.steps_per_epoch, samples, copies)
         unusable: list[Unusable] = []
         last = None
         for slot, (sample, copy) in enumerate(zip(samples.tolist(), copies.tolist(), strict=True)):
@@ -122,7 +107,7 @@ class TrainingBatches(Dataset[Batch]):
             if recipe.augment.erase:
                 rng = self._generators.at(Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
                 boxes[slot] = erase_box(size, recipe.augment.erase, rng)
-        mixing = draw_mixing(
+        views["lam"], views["cut"], views["partner"] = draw_mixing(
             recipe.mix,
             seed=recipe.seed,
             step=order_step,
@@ -134,12 +119,7 @@ class TrainingBatches(Dataset[Batch]):
             step=step,
             virtual_rank=virtual_rank,
             order_step=order_step,
-            images=images,
-            labels=labels,
-            keys=view_keys(recipe.seed, epoch, samples, copies),
-            depth_keys=view_keys(recipe.seed, step // self.order.steps_per_epoch, samples, copies),
-            boxes=boxes,
-            mixing=mixing,
+            records=records,
             samples=samples,
             copies=copies,
             unusable=unusable,
@@ -205,19 +185,18 @@ class EvaluationBatches(Dataset[EvalBatch]):
         if self.index.cache:
             last = min(first + AHEAD * self.recipe.eval.batch, len(self.index)) - 1
             self.reader.expect("split", range(self.index.shard_of(first), self.index.shard_of(last) + 1))
-        images, labels, samples, unusable = [], [], [], []
-        for sample in range(first, min(first + self.recipe.eval.batch, len(self.index))):
+        samples = range(first, min(first + self.recipe.eval.batch, len(self.index)))
+        records = Records.room(len(samples), eval_record(self.recipe.model.img_size))
+        images, unusable, used = records.host, [], 0
+        for sample in samples:
             try:
                 content = self.reader.read(sample)
                 image = decode(content, self.index.key(sample))
             except SampleError as error:
                 unusable.append(Unusable(sample, str(error)))
                 continue
-            images.append(center(image, self.recipe.model.img_size, self.recipe.eval.crop_ratio))
-            labels.append(label_of(self.index, sample, self.recipe.data.classes))
-            samples.append(sample)
-        size = self.recipe.model.img_size
-        stacked = room(len(images), size)
-        for slot, pixels in enumerate(images):
-            stacked.numpy()[slot] = pixels
-        return EvalBatch(part, stacked, np.array(labels, np.int64), np.array(samples, np.int64), unusable)
+            images["pixels"][used] = center(image, self.recipe.model.img_size, self.recipe.eval.crop_ratio)
+            images["label"][used] = label_of(self.index, sample, self.recipe.data.classes)
+            images["sample"][used] = sample
+            used += 1
+        return EvalBatch(part, records.first(used), unusable)

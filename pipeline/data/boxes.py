@@ -1,10 +1,12 @@
 """Boxes of pixels: where a view is erased, and where CutMix takes another's.  A box is (top, left, height, width)."""
 
 import math
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from numpy.random import Generator
+from numpy.typing import NDArray
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
@@ -37,9 +39,37 @@ def cutmix_box(size: int, lam: float, center: tuple[int, int]) -> Box:
     return top, left, bottom - top, right - left
 
 
-def inside(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Return which pixels lie in each image's box, bool [B, 1, H, W], for int64 [B, 4]."""
-    tops, lefts, heights, widths = (part.view(-1, 1, 1, 1) for part in boxes.unbind(1))
-    rows = torch.arange(height, device=boxes.device).view(-1, 1)
-    columns = torch.arange(width, device=boxes.device)
-    return (rows >= tops) & (rows < tops + heights) & (columns >= lefts) & (columns < lefts + widths)
+class Boxes(NamedTuple):
+    """A box in each view: on the device; and what is counted on the host, so that nothing waits for the device."""
+
+    sides: Tensor  # int64 [B, 4]
+    rows: int  # in all boxes
+    pixels: int
+
+    @classmethod
+    def counted(cls, sides: Tensor, on_host: NDArray[np.int64]) -> "Boxes":
+        """Return boxes [B, 4], of which both are given."""
+        heights, widths = on_host[:, 2], on_host[:, 3]
+        return cls(sides, int(heights.sum()), int((heights * widths).sum()))
+
+
+def pixels_in(boxes: Boxes, width: int) -> tuple[Tensor, Tensor]:
+    """Return of every pixel in a box its view and its place in the image, row by row: int64 [N] both.
+
+    First of every row, then of its pixels: what a pixel takes of its row is looked up, not divided.
+    """
+    device = boxes.sides.device
+    tops, lefts, heights, widths = boxes.sides.unbind(1)
+    views = torch.arange(len(tops), device=device).repeat_interleave(heights, output_size=boxes.rows)
+    rows = torch.arange(boxes.rows, device=device)
+    widths = widths[views]
+    # so far they count from the first box's first row, and so do the pixels from the first box's first pixel
+    starts = (rows - (heights.cumsum(0) - heights - tops)[views]) * width + lefts[views] - (widths.cumsum(0) - widths)
+    row = rows.repeat_interleave(widths, output_size=boxes.pixels)
+    return views.index_select(0, row), starts.index_select(0, row).add_(torch.arange(boxes.pixels, device=device))
+
+
+def within(starts: Tensor, lengths: Tensor, size: int) -> Tensor:
+    """Return which of `size` places lie in each of B spans, bool [B, size], for int64 [B]."""
+    places = torch.arange(size, device=starts.device)
+    return (places >= starts[:, None]) & (places < (starts + lengths)[:, None])

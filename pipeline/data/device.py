@@ -1,47 +1,80 @@
 """What the device does to a batch before the model sees it: normalise, erase, mix.
 
+A batch comes in one copy. What is decided about it is decided on the host, which never waits for the device.
+
 Shapes: B images of one virtual rank, S side of the image.
 """
 
-import numpy as np
+from functools import cache
+from typing import NamedTuple
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import Model
+from pipeline.config import Channels, Model
 from pipeline.data.batch import Batch
-from pipeline.data.boxes import inside
-from pipeline.data.mix import mix_images
-from pipeline.device_randomness import normals
+from pipeline.data.boxes import Boxes, pixels_in
+from pipeline.data.mix import Mixing, mix_images
+from pipeline.device_randomness import normals, skipping
 from pipeline.randomness import Purpose
 
 
-def model_input(batch: Batch, model: Model, device: torch.device) -> Tensor:
-    """Return a batch as the model sees it, [B, 3, S, S] on the device: normalised, erased and mixed."""
-    keys = torch.from_numpy(batch.keys).to(device, non_blocking=True)
-    return mix_images(erase(normalize(batch.images, model, device), batch.boxes, keys), batch.mixing)
+class Views(NamedTuple):
+    """The views of a batch on the device, and what goes with them."""
+
+    images: Tensor  # uint8 [B, S, S, 3]
+    labels: Tensor  # int64 [B]
+    keys: Tensor  # int64 [B], of erasing noise
+    depth_keys: Tensor  # int64 [B], of stochastic depth and dropout
+    erased: Boxes
+    mixing: Mixing | None  # None where no view is mixed
 
 
-def normalize(images: Tensor, model: Model, device: torch.device) -> Tensor:
-    """Return float32 [B, 3, S, S] on the device, normalised by the model's mean and std, of uint8 [B, S, S, 3]."""
-    pixels = images.to(device, non_blocking=True).permute(0, 3, 1, 2).float()
-    mean = torch.tensor(model.mean, device=device).view(3, 1, 1) * 255
-    std = torch.tensor(model.std, device=device).view(3, 1, 1) * 255
-    return pixels.sub_(mean).div_(std)
+def on_device(batch: Batch, device: torch.device) -> Views:
+    """Return a batch's views on the device, in one copy, which is not waited for."""
+    host, records = batch.records.host, batch.records.to(device)
+    mixed = (host["lam"] < 1).any()
+    return Views(
+        images=records.field("pixels"),
+        labels=records.field("label"),
+        keys=records.field("key"),
+        depth_keys=records.field("depth_key"),
+        erased=Boxes.counted(records.field("erased"), host["erased"]),
+        mixing=Mixing(*(records.field(name) for name in ("lam", "cut", "partner"))) if mixed else None,
+    )
 
 
-def erase(images: Tensor, boxes: NDArray[np.int64], keys: Tensor) -> Tensor:
+def model_input(views: Views, model: Model) -> Tensor:
+    """Return views as the model sees them, [B, 3, S, S], channels last: normalised, erased and mixed."""
+    return mix_images(erase(normalize(views.images, model), views.erased, views.keys), views.mixing)
+
+
+def normalize(images: Tensor, model: Model) -> Tensor:
+    """Return float32 [B, 3, S, S], channels last, normalised by the model's mean and std, of uint8 [B, S, S, 3]."""
+    size = images.shape[2]
+    factor, summand = _scale(model.mean, model.std, size, images.device)
+    rows = images.flatten(2).float()  # a row's pixels side by side: a long innermost dimension is what is fast
+    return torch.addcmul(summand, rows, factor, out=rows).unflatten(2, (size, 3)).permute(0, 3, 1, 2)
+
+
+@cache
+def _scale(mean: Channels | None, std: Channels | None, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return what a row of pixels is multiplied with, and what is added to it, [3 S] both: copied to a device once."""
+    means, stds = (torch.tensor(of, dtype=torch.float64).repeat(size) for of in (mean, std))
+    return (1 / 255 / stds).float().to(device), (-means / stds).float().to(device)
+
+
+def erase(images: Tensor, boxes: Boxes, keys: Tensor) -> Tensor:
     """Fill each image's box with normal noise, drawn by its key; in place, [B, 3, S, S].
 
-    `boxes` are on the host, so that choosing the erased images does not wait for the device. Source: random
-    erasing in `pixel` mode, timm/data/random_erasing.py.
+    The noise of a pixel is that of its channel and place, whatever its box. Source: random erasing in `pixel` mode,
+    timm/data/random_erasing.py.
     """
-    (erased,) = boxes[:, 2].nonzero()
-    if not len(erased):
+    if not boxes.pixels:
         return images
     _, channels, height, width = images.shape
-    chosen = torch.from_numpy(erased).to(images.device, non_blocking=True)
-    chosen_boxes = torch.from_numpy(boxes[erased]).to(images.device, non_blocking=True)
-    noise = normals(keys[chosen], Purpose.ERASE, channels * height * width).view(-1, channels, height, width)
-    images[chosen] = torch.where(inside(chosen_boxes, height, width), noise, images[chosen])
+    views, places = pixels_in(boxes, width)
+    planes = torch.arange(channels, device=images.device) * (height * width)
+    noise = normals(skipping(keys.index_select(0, views), places), Purpose.ERASE, planes)
+    images.permute(0, 2, 3, 1).view(-1, height * width, channels)[views, places] = noise
     return images

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.config import Recipe
 from pipeline.data.batch import Batch
+from pipeline.data.record import eval_record, view_record
 from pipeline.errors import LoaderError
 from pipeline.library_internals import awaited_worker, end_workers, kill_workers, workers_of
 from shards.errors import VitrailError
@@ -278,8 +279,8 @@ def shared_memory(recipe: Recipe, workers: int, held_out: int) -> int:
     Those are the batches prepared ahead and one in use, of training and, where images are held out, of evaluation.
     """
     batches = workers * LOOK_AHEAD + 1 if workers else 0
-    images = batches * recipe.rank_batch + min(batches * recipe.eval.batch, held_out)
-    return images * 3 * recipe.model.img_size**2
+    views, size = batches * recipe.rank_batch, recipe.model.img_size
+    return views * view_record(size).itemsize + min(batches * recipe.eval.batch, held_out) * eval_record(size).itemsize
 
 
 def free_shared_memory() -> int | None:

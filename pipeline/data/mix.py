@@ -6,7 +6,7 @@ holds all copies of an image, which DeiT has in other processes: here the views 
 alone, by a λ or a box of theirs. And the partner of a view is drawn, where timm takes the batch in reverse.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -15,38 +15,38 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.config import Mix
-from pipeline.data.boxes import NOTHING, Box, cutmix_box, inside
+from pipeline.data.boxes import NOTHING, Box, cutmix_box, within
 from pipeline.randomness import Purpose, generator
+
+BAND: Final = 14  # rows that are mixed at a time: what is set aside of 224 is a sixteenth, and stays in the cache
 
 
 class Mixing(NamedTuple):
-    """How a batch is mixed: λ of view i with 1 - λ of view partner[i].
+    """How a batch is mixed: λ of view i with 1 - λ of view partner[i].  On the host as it is drawn, or on a device.
 
     Mixup mixes every pixel so. CutMix takes those of a box from the partner: 1 - λ is the box's share of the area. A
     view whose copy has no other in the batch is its own partner, and stays as it is.
     """
 
-    lam: NDArray[np.float32]  # [B]
-    boxes: NDArray[np.int64]  # [B, 4] (`pipeline/data/boxes.py`); all zero for Mixup
-    partner: NDArray[np.int64]  # [B]
+    lam: Tensor  # float32 [B]
+    boxes: Tensor  # int64 [B, 4] (`pipeline/data/boxes.py`); all zero for Mixup
+    partner: Tensor  # int64 [B]
 
 
 def draw_mixing(
     settings: Mix, *, seed: int, step: int, virtual_rank: int, copies: NDArray[np.int64], size: int
-) -> Mixing | None:
-    """Return the mixing of a virtual rank's views at a step, by their copies [B]; None where nothing is ever mixed."""
-    if not (settings.mixup_alpha or settings.cutmix_alpha):
-        return None
+) -> Mixing:
+    """Return the mixing of a virtual rank's views at a step, by their copies [B]; λ is 1 where nothing is mixed."""
     batch = len(copies)
-    mixing = Mixing(np.ones(batch, np.float32), np.zeros((batch, 4), np.int64), np.arange(batch))
-    for copy in np.unique(copies).tolist():
+    lam, boxes, partner = np.ones(batch, np.float32), np.zeros((batch, 4), np.int64), np.arange(batch)
+    for copy in np.unique(copies).tolist() if settings.mixup_alpha or settings.cutmix_alpha else ():
         rng = generator(seed, Purpose.MIX, epoch=step, sample=virtual_rank, copy=copy)
         (group,) = np.nonzero(copies == copy)
-        mixing.lam[group], mixing.boxes[group] = _draw(settings, size, rng)
+        lam[group], boxes[group] = _draw(settings, size, rng)
         # one cycle through the group, in random order: nobody is his own partner
         order = rng.permutation(group)
-        mixing.partner[order] = np.roll(order, 1)
-    return mixing
+        partner[order] = np.roll(order, 1)
+    return Mixing(*(torch.from_numpy(part) for part in (lam, boxes, partner)))
 
 
 def _draw(settings: Mix, size: int, rng: Generator) -> tuple[float, Box]:
@@ -66,14 +66,22 @@ def _draw(settings: Mix, size: int, rng: Generator) -> tuple[float, Box]:
 
 
 def mix_images(images: Tensor, mixing: Mixing | None) -> Tensor:
-    """Return mixed images [B, 3, H, W]."""
+    """Mix images [B, 3, H, W], channels last, in place, and return them.
+
+    What a pixel takes of the partner's is a product of its row's share and its column's: 1 - λ and 1 for Mixup, and
+    for CutMix whether they lie in the box. Rows are mixed band by band, so that there is never a second batch.
+    """
     if mixing is None:
         return images
-    lam, boxes, partner = (torch.from_numpy(part).to(images.device, non_blocking=True) for part in mixing)
-    cut = (boxes[:, 2:] > 0).all(1)
-    # a view's share of each of its pixels
-    share = torch.where(cut, 1, lam).view(-1, 1, 1, 1) * ~inside(boxes, *images.shape[2:])
-    return torch.lerp(images[partner], images, share)
+    _, channels, height, width = images.shape
+    tops, lefts, heights, widths = mixing.boxes.unbind(1)
+    cut = (heights > 0)[:, None]
+    of_rows = torch.where(cut, within(tops, heights, height), 1 - mixing.lam[:, None])[:, :, None]
+    of_columns = torch.where(cut, within(lefts, widths, width), 1.0).repeat_interleave(channels, 1)[:, None]
+    rows = images.permute(0, 2, 3, 1).view(-1, height, width * channels)
+    for band, shares in zip(rows.split(BAND, 1), of_rows.split(BAND, 1), strict=True):
+        band.lerp_(band.index_select(0, mixing.partner), shares * of_columns)
+    return images
 
 
 def mix_labels(labels: Tensor, mixing: Mixing | None, *, classes: int, smoothing: float) -> Tensor:
@@ -83,7 +91,4 @@ def mix_labels(labels: Tensor, mixing: Mixing | None, *, classes: int, smoothing
     targets.scatter_(1, labels[:, None], 1 - smoothing + off)
     if mixing is None:
         return targets
-    lam, partner = (
-        torch.from_numpy(part).to(labels.device, non_blocking=True) for part in (mixing.lam, mixing.partner)
-    )
-    return torch.lerp(targets[partner], targets, lam[:, None])
+    return torch.lerp(targets[mixing.partner], targets, mixing.lam[:, None])

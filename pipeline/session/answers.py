@@ -47,12 +47,12 @@ class Gathering:
         # a row a sample: how often it came, label, loss, answers, probabilities; processes add up what each has
         self._table = torch.zeros(size, 3 + 2 * self._count, dtype=torch.float64, device=accelerator.device)
 
-    def note(self, samples: NDArray[np.int64], labels: Tensor, logits: Tensor) -> None:
-        """Take note of labels [B] and logits [B, C], both on the device, for some samples [B] of the split."""
+    def note(self, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Take note of labels [B] and logits [B, C] for some samples [B] of the split, all on the device."""
         best = logits.softmax(1).topk(self._count)
         losses = F.cross_entropy(logits, labels, reduction="none")
         rows = torch.column_stack([torch.ones_like(losses), labels, losses, best.indices, best.values])
-        self._table[torch.from_numpy(samples).to(self._table.device, non_blocking=True)] += rows.double()
+        self._table[samples] += rows.double()
 
     def of_all(self, unusable: Sequence[int] | None = None) -> Answers:
         """Return the answers of all processes, which all must ask for.
@@ -88,15 +88,16 @@ def answers_of(
     the data are called by the model, [classes of the data]. Raises VitrailError unless every sample came once.
     """
     gathering = Gathering(size, recipe.data.classes, accelerator)
+    called = torch.from_numpy(numbers).to(accelerator.device)
     found: list[Unusable] = []
     for batch in batches:
         found += batch.unusable
-        if not len(batch.labels):
+        if not len(batch.records.block):
             continue
-        images = normalize(batch.images, recipe.model, accelerator.device)
-        labels = torch.from_numpy(numbers[batch.labels]).to(accelerator.device, non_blocking=True)
+        records = batch.records.to(accelerator.device)
+        images = normalize(records.field("pixels"), recipe.model)
         with accelerator.autocast():
             by_head = heads(net, images).float()
-        gathering.note(batch.samples, labels, fuse(by_head, recipe.distill.fusion))
+        gathering.note(records.field("sample"), called[records.field("label")], fuse(by_head, recipe.distill.fusion))
     unusable = sorted(gather_object(found))
     return gathering.of_all([one.sample for one in unusable]), unusable

@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -52,13 +50,13 @@ def evaluate(
     nets: Mapping[str, nn.Module],
     loader: DataLoader[Any],
     accelerator: Accelerator,
-    note: Callable[[str, NDArray[np.int64], Tensor, Tensor], None] = lambda *_: None,
+    note: Callable[[str, Tensor, Tensor, Tensor], None] = lambda *_: None,
 ) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
     digit on any number of processes of the same kind. `note` is told what each net says of each part here: its name,
-    the samples [B], and, on the device, labels [B] and logits [B, C].
+    and, on the device, samples [B], labels [B] and logits [B, C].
     """
     assert isinstance(loader.dataset, Prepared)
     batches = loader.dataset.batches
@@ -69,15 +67,15 @@ def evaluate(
     unusable = []
     for batch in loader:
         unusable += batch.unusable
-        if not len(batch.labels):
+        if not len(batch.records.block):
             continue
-        images = normalize(batch.images, recipe.model, accelerator.device)
-        labels = torch.from_numpy(batch.labels).to(accelerator.device, non_blocking=True)
+        records = batch.records.to(accelerator.device)
+        images, labels = normalize(records.field("pixels"), recipe.model), records.field("label")
         for number, (name, net) in enumerate(nets.items()):
             with accelerator.autocast():
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
-            note(name, batch.samples, labels, logits)
+            note(name, records.field("sample"), labels, logits)
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
             count = torch.tensor(len(labels), device=accelerator.device)

@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -387,7 +386,7 @@ class Events:
         shown = "ema" if "ema" in nets else "raw"
         gathering = Gathering(len(index), self.recipe.data.classes, self.run.accelerator)
 
-        def note(weights: str, samples: NDArray[np.int64], labels: Tensor, logits: Tensor) -> None:
+        def note(weights: str, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
             if weights == shown:
                 gathering.note(samples, labels, logits)
 
@@ -455,13 +454,11 @@ class Events:
         mean, std = (torch.tensor(of).view(3, 1, 1) for of in (self.recipe.model.mean, self.recipe.model.std))
         shown = ((images[:PICTURES].float().cpu() * std + mean).clamp(0, 1) * 255).byte().permute(0, 2, 3, 1).numpy()
         names = [self.run.job.dataset.classes[label] for label in batch.labels.tolist()]
-        captions = names[: len(shown)]
-        if batch.mixing:
-            shares, partners = batch.mixing.lam.tolist(), batch.mixing.partner.tolist()
-            captions = [
-                f"{name} {share:.0%}\n{names[partner]} {1 - share:.0%}" if share < 1 else name
-                for name, share, partner in zip(captions, shares, partners, strict=False)
-            ]
+        records = batch.records.host[: len(shown)]
+        captions = [
+            f"{names[own]} {lam:.0%}\n{names[other]} {1 - lam:.0%}" if lam < 1 else names[own]
+            for own, (lam, other) in enumerate(zip(records["lam"].tolist(), records["partner"].tolist(), strict=True))
+        ]
         self.log.pictures("train/augmented", batch.step + 1, shown, captions)
 
     def save(self, step: int, *, wait: bool) -> None:

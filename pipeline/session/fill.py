@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from pipeline.data.batch import TrainingBatches
-from pipeline.data.device import model_input
+from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import load
 from pipeline.errors import TrainingError
 from pipeline.hosting import build_accelerator
@@ -62,7 +62,7 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
             if batch.replaced:
                 left += 1
             else:
-                outputs.of(batch, model_input(batch, recipe.model, accelerator.device))
+                outputs.of(batch, model_input(on_device(batch, accelerator.device), recipe.model))
     finally:
         outputs.flush()
     return Filled((len(missing) - left) * recipe.rank_batch, left, list(unusable.values()))

@@ -61,7 +61,7 @@ def find(
     surest = wrong[np.lexsort((samples[wrong], -probabilities[wrong]))][:MISTAKES]
     looked = np.unique(np.linspace(0, max(len(samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(samples)]
     images = pictures(batches, samples[looked])
-    seen = attention(net, normalize(torch.from_numpy(images), batches.recipe.model, device)) if len(images) else None
+    seen = attention(net, normalize(torch.from_numpy(images).to(device), batches.recipe.model)) if len(images) else None
     head = FindingsHead(
         step=step,
         split=index.folder.name,

@@ -32,7 +32,7 @@ def draw_learnt(
     labels = np.concatenate([part.labels for part in shown])[: COLUMNS * ROWS]
     net.eval()
     with torch.inference_mode():
-        logits = heads(net, normalize(images, recipe.model, device)).float()
+        logits = heads(net, normalize(images.to(device), recipe.model)).float()
         probabilities = fuse(logits, recipe.distill.fusion).softmax(1).cpu()
     figure = Figure(figsize=(COLUMNS, 1.3 * ROWS + 3), layout="constrained")
     upper, lower = figure.subplots(2, 1, height_ratios=(1.3 * ROWS, 3))

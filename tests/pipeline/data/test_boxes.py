@@ -7,7 +7,7 @@ import pytest
 import torch
 from timm.data import random_erasing
 
-from pipeline.data.boxes import cutmix_box, erase_box, inside
+from pipeline.data.boxes import Boxes, cutmix_box, erase_box, pixels_in, within
 from pipeline.randomness import Purpose, generator
 from tests.reference.inputs import read
 
@@ -64,9 +64,22 @@ def test_erased_boxes_have_the_areas_of_timm() -> None:
     assert all(top + height <= 64 and left + width <= 64 for top, left, height, width in ours)
 
 
-def test_the_inside_of_a_box_is_what_slices_of_it_would_take() -> None:
-    boxes = [(0, 0, 0, 0), (2, 3, 4, 1), (0, 0, 6, 5), (5, 4, 1, 1)]
-    expected = torch.zeros(4, 1, 6, 5, dtype=torch.bool)
-    for number, (top, left, height, width) in enumerate(boxes):
-        expected[number, :, top : top + height, left : left + width] = True
-    assert torch.equal(inside(torch.tensor(boxes), 6, 5), expected)
+def test_the_pixels_in_boxes_are_what_slices_of_them_would_take() -> None:
+    sides = np.array([(0, 0, 0, 0), (2, 3, 4, 1), (0, 0, 6, 5), (5, 4, 1, 1), (1, 1, 0, 0), (1, 0, 2, 3)])
+    places = np.arange(6 * 5).reshape(6, 5)
+    expected = [
+        (view, place)
+        for view, (top, left, height, width) in enumerate(sides.tolist())
+        for place in places[top : top + height, left : left + width].flatten().tolist()
+    ]
+    boxes = Boxes.counted(torch.from_numpy(sides), sides)
+    assert (boxes.rows, boxes.pixels) == (13, len(expected))
+    assert torch.stack(pixels_in(boxes, 5), 1).tolist() == [list(pair) for pair in expected]
+
+
+def test_what_is_within_a_span_is_what_a_slice_of_it_would_take() -> None:
+    spans = [(0, 0), (2, 3), (0, 6), (5, 1)]
+    expected = torch.zeros(4, 6, dtype=torch.bool)
+    for number, (start, length) in enumerate(spans):
+        expected[number, start : start + length] = True
+    assert torch.equal(within(*torch.tensor(spans).T, 6), expected)

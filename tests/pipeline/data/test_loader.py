@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import Dataset as Batches
 
 from pipeline.data import loader
-from pipeline.data.batch import room
 from pipeline.data.loader import LOOK_AHEAD, STOP_SIGNALS, Feed, StepSampler, load, shared_memory
+from pipeline.data.record import eval_record, room, view_record
 from pipeline.errors import LoaderError
 from shards.dataset import Dataset
 from shards.errors import ShardError
@@ -306,7 +306,7 @@ def test_a_worker_whose_reads_come_slowly_is_waited_for(impatient: None) -> None
 
 def without_shared_memory() -> None:
     with limited(resource.RLIMIT_FSIZE, 1000):
-        room(10, 32)
+        room(10, 32, 32, 3)
 
 
 @pytest.mark.dist
@@ -349,9 +349,10 @@ def test_a_limit_of_open_files_that_is_met_on_the_way_is_an_error() -> None:
 
 
 def test_shared_memory_holds_what_is_prepared_and_one_in_use_for_training_and_evaluation() -> None:
-    image = 3 * TINY.model.img_size**2
+    view, image = (record(TINY.model.img_size).itemsize for record in (view_record, eval_record))
+    assert min(view, image) > 3 * TINY.model.img_size**2
     assert shared_memory(TINY, 0, held_out=1000) == 0
-    assert shared_memory(TINY, 2, held_out=0) == (2 * LOOK_AHEAD + 1) * TINY.rank_batch * image
+    assert shared_memory(TINY, 2, held_out=0) == (2 * LOOK_AHEAD + 1) * TINY.rank_batch * view
     assert shared_memory(TINY, 2, held_out=5) == shared_memory(TINY, 2, held_out=0) + 5 * image
 
 
@@ -359,7 +360,7 @@ def test_shared_memory_holds_what_is_prepared_and_one_in_use_for_training_and_ev
 def test_a_worker_makes_its_images_in_shared_memory_and_a_process_alone_does_not(dataset: Dataset) -> None:
     class Shared(Batches[bool]):
         def __getitem__(self, number: int) -> Any:
-            return room(2, 8).is_shared(), room(0, 8).shape
+            return room(2, 8, 8, 3).is_shared(), room(0, 8, 8, 3).shape
 
     for workers in (0, 1):
         (found,) = load(Shared(), range(1), workers=workers, pin_memory=False)
