@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Image = NDArray[np.uint8]  # [H, W, 3]
 
+cv2.setNumThreads(1)  # loader workers are what runs side by side, and threads of OpenCV's would not survive their fork
+
 # Pillow cuts a blended value off, OpenCV rounds it; half a value less is the same, but for what is whole already
 CUT_OFF: Final = -0.49
 NO_MAP: Final = np.empty(0)  # beside one that holds both coordinates
