@@ -1,20 +1,16 @@
 """`vitrail bench`: ratios of arms that run in turn, in one process, on the same machine.
 
-`loader` prepares batches and trains nobody; `step` computes on one batch and reads nothing; `recipe` is the training
-loop as it is, from shards to the log. Each round times every arm once, and a ratio is the median over the rounds.
+`loader` prepares batches and trains nobody (`launch/bench_loader.py`); `step` computes on one batch and reads nothing;
+`recipe` is the training loop as it is, from shards to the log.
 """
 
-import io
-import json
 import os
-import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -23,27 +19,23 @@ import psutil
 import torch
 import torch.nn.functional as F
 import tyro
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
-from timm.data import FastCollateMixup, create_dataset, create_loader, create_transform
+from timm.data import FastCollateMixup, create_dataset, create_loader
 from timm.loss import SoftTargetCrossEntropy
 from timm.models import VisionTransformer
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from webdataset.compat import WebDataset
 
+from launch.bench_loader import BenchLoader
+from launch.loaders import rand_augment_of_timm
+from launch.measured import ALL_CORES, Bench, Measured, alone, device, in_turn, settled
 from launch.plan import activations
-from launch.verb import Json, RecipeVerb, resolved
 from pipeline.checkpoint import Writer
-from pipeline.config import Compute, Distill, Precision, Recipe
-from pipeline.data.batch import TrainingBatches
-from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
+from pipeline.config import Compute, Precision, Recipe
+from pipeline.data.loader import LOOK_AHEAD
 from pipeline.folder import RunFolder
 from pipeline.hosting import build_accelerator
-from pipeline.job import MEASURING, Job
+from pipeline.job import Job
 from pipeline.model.build import build_model, build_student, on_meta
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
@@ -55,52 +47,13 @@ from pipeline.session.spike import Watch
 from pipeline.train import build, train
 from pipeline.update.optimizer import build_optimizer, update
 from shards.dataset import Dataset
-from shards.decode import IMAGE_EXTENSIONS
 from shards.errors import BadRequest
 from shards.reader import Reader
-from shards.terminal import plain
 
-ROUNDS: Final = 7
 STEPS: Final = 4  # timed in a round
-IMAGES_ON_CPU: Final = 16  # of a step, where there is no accelerator
 EXTRACTED: Final = 512  # images that timm reads from files
-ALL_CORES: Final = frozenset(psutil.Process().cpu_affinity())
 
 Arm = Callable[[], float]  # a round of it: images/s
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench(RecipeVerb):
-    """A benchmark of a recipe."""
-
-    json: Json = False  # for scripts, instead of a table
-
-    def job(self, arguments: list[str]) -> Job:
-        """Return what is measured: one virtual rank, on data that is made up where none is named."""
-        request = self.request(arguments)
-        return resolved(replace(request, recipe=alone(request.recipe, "fp32")), MEASURING)
-
-    def tell(self, *results: "Measured") -> int:
-        """Print measurements, as tables or as one JSON list."""
-        if self.json:
-            print(json.dumps([asdict(result) for result in results]))
-        else:
-            for result in results:
-                show(result)
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchLoader(Bench):
-    """Views/s of the loader alone, against webdataset with timm's transforms on the same tars.
-
-    Example: vitrail bench loader deit_small --data DIR
-    """
-
-    def __call__(self, arguments: list[str]) -> int:
-        """Print the speeds and their ratio."""
-        job = self.job(arguments)
-        return self.tell(bench_loader(job.recipe, job.dataset))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,78 +92,10 @@ VERB: Final[Any] = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a benchmark measured."""
-
-    what: str
-    speeds: dict[str, list[float]]  # images/s by arm and round
-    ratios: dict[str, float]  # "arm / other arm": median over the rounds
-    notes: dict[str, str]  # by arm
-    n: int = ROUNDS
-    machine: str = platform.processor() or platform.machine()
-    torch: str = torch.__version__
-
-
-def show(measured: Measured) -> None:
-    """Print a measurement as a table."""
-    table = Table(title=plain(f"{measured.what}; images/s, {measured.n} rounds in turn"))
-    for column in ("arm", "median", "lowest", "highest", ""):
-        table.add_column(column, justify="left" if column in ("arm", "") else "right")
-    for arm, speeds in measured.speeds.items():
-        numbers = (statistics.median(speeds), min(speeds), max(speeds))
-        row = (arm, *(f"{number:.1f}" for number in numbers), measured.notes.get(arm, ""))
-        table.add_row(*map(plain, row))
-    console = Console()
-    console.print(table)
-    for names, ratio in measured.ratios.items():
-        console.print(plain(f"{names}: {ratio:.3f}"))
-
-
-def in_turn(what: str, arms: Mapping[str, Arm], over: str, notes: dict[str, str] | None = None) -> Measured:
-    """Run the arms in turn, once without counting; their ratios are those of every arm over the arm `over`."""
-    rounds = [{name: arm() for name, arm in arms.items()} for _ in range(ROUNDS + 1)][1:]
-    ratios = {
-        f"{name} / {over}": statistics.median(speeds[name] / speeds[over] for speeds in rounds)
-        for name in arms
-        if name != over
-    }
-    return Measured(what=what, speeds={name: [r[name] for r in rounds] for name in arms}, ratios=ratios,
-                    notes=notes or {})  # fmt: skip
-
-
-def alone(recipe: Recipe, precision: Precision) -> Recipe:
-    """Return a recipe as one virtual rank trains it, without published weights and without a teacher."""
-    images = recipe.rank_batch if torch.accelerator.is_available() else min(recipe.rank_batch, IMAGES_ON_CPU)
-    return replace(
-        recipe,
-        batch=images,
-        virtual_ranks=1,
-        epochs=10_000,
-        precision=precision,
-        model=recipe.model.from_scratch,
-        distill=Distill(),
-        data=replace(recipe.data, subset=0),
-        checkpoint=replace(recipe.checkpoint, every_steps=0, every_minutes=0.0),
-        eval=replace(recipe.eval, every_epochs=0),
-    )
-
-
-def device() -> torch.device:
-    """Return the accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def synchronize() -> None:
     """Wait for the device."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
-
-def settled() -> None:
-    """Wait until loader workers have prepared all that they may, so that no arm computes beside another's."""
-    while any(child.cpu_percent(0.2) > 10 for child in psutil.Process().children()):
-        pass
 
 
 def timed(step: Callable[[], Any], images: int, before: int = 1) -> float:
@@ -388,8 +273,8 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
     loader = create_loader(
         create_dataset("", root=str(folder / "images"), is_training=True), (3, model.img_size, model.img_size),
         recipe.batch, is_training=True, re_prob=augment.erase, re_mode="pixel", scale=augment.scale,
-        ratio=augment.ratio, hflip=augment.flip, auto_augment=policy(recipe), interpolation="bicubic", mean=model.mean,
-        std=model.std, num_workers=1, collate_fn=mixed, device=where,
+        ratio=augment.ratio, hflip=augment.flip, auto_augment=rand_augment_of_timm(recipe), interpolation="bicubic",
+        mean=model.mean, std=model.std, num_workers=1, collate_fn=mixed, device=where,
     )  # fmt: skip
 
     def endless() -> Iterator[Any]:
@@ -423,14 +308,6 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
     return a_round
 
 
-def policy(recipe: Recipe) -> str | None:
-    """Return timm's word for a recipe's RandAugment; None where there is none, or one that timm has not."""
-    augment = recipe.augment
-    if not augment.rand_ops or augment.policy != "rand":
-        return None
-    return f"rand-n{augment.rand_ops}-m{augment.rand_magnitude:g}-mstd{augment.rand_std:g}-inc1"
-
-
 def extract(dataset: Dataset, folder: Path) -> None:
     """Write the first training images to files, in folders by class."""
     index = dataset.splits["train"]
@@ -452,45 +329,3 @@ def pin(loader_cores: int, *, loader: bool) -> None:
     for thread in psutil.Process().threads():
         os.sched_setaffinity(thread.id, mine)
     torch.set_num_threads(len(mine))
-
-
-# ---- loader --------------------------------------------------------------------------------------------------------
-
-
-def bench_loader(recipe: Recipe, dataset: Dataset | None) -> Measured:
-    """Prepare a recipe's batches against webdataset with timm's transforms, on the same tars, one worker each."""
-    small = alone(recipe, "fp32")
-    if dataset and dataset.splits["train"].cache:
-        raise BadRequest.of(
-            "data", f"--data {dataset.named}: webdataset would run `curl` for it. Name tars that are on this machine."
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset = dataset or made_up(small, Path(scratch) / "data")
-
-        def a_round(make: Callable[[Recipe, Dataset], Iterator[Any]]) -> float:
-            return timed(make(small, dataset).__next__, small.batch)
-
-        arms = {"vitrail": lambda: a_round(our_batches), "webdataset and timm": lambda: a_round(their_batches)}
-        return in_turn(f"loader of {recipe.name}, 1 worker", arms, "webdataset and timm")
-
-
-def our_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
-    """Start our loader."""
-    batches = TrainingBatches(recipe, dataset.splits["train"])
-    return iter(load(batches, StepSampler(range(10_000), range(1)), workers=1, pin_memory=False))
-
-
-def their_batches(recipe: Recipe, dataset: Dataset) -> Iterator[Any]:
-    """Start a loader of webdataset with timm's transforms."""
-    model, augment = recipe.model, recipe.augment
-    transform = create_transform(
-        model.img_size, is_training=True, auto_augment=policy(recipe), interpolation="bicubic", scale=augment.scale,
-        ratio=augment.ratio, hflip=augment.flip, color_jitter=0.4,
-    )  # fmt: skip
-    index = dataset.splits["train"]
-    tars = [index.tar(shard) for shard in range(len(index.shards))]
-    stream: Any = WebDataset(tars, shardshuffle=False)
-    # members are named and decoded here: webdataset's own decoders unpickle what a data set brings
-    samples = stream.repeat().shuffle(200).to_tuple(";".join(IMAGE_EXTENSIONS), "cls")
-    samples = samples.map_tuple(lambda content: transform(Image.open(io.BytesIO(content)).convert("RGB")), int)
-    return iter(DataLoader(samples, batch_size=recipe.batch, num_workers=1))

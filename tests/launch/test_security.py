@@ -24,7 +24,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from webdataset.compat import WebDataset
 
-from launch import bench, doctor, drill, slurm
+from launch import bench, bench_loader, doctor, drill, measured, slurm
 from launch.cli import VERBS, call
 from pipeline.config import Distill
 from pipeline.request import Request
@@ -118,7 +118,8 @@ def session(broken: drill.Drill, fault: str, step: int, last_step: int) -> str:
 @pytest.fixture
 def shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have long verbs do little, and in this process."""
-    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(measured, "ROUNDS", 1)
+    monkeypatch.setattr(bench_loader, "SECONDS", 0.0)
     monkeypatch.setattr(bench, "STEPS", 1)
     monkeypatch.setattr(bench, "SETTINGS", {"bf16": bench.SETTINGS["bf16"], "fp32": bench.SETTINGS["fp32"]})
     monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
