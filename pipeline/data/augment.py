@@ -60,12 +60,12 @@ def resized_crop(image: Image, size: int, settings: Augment, rng: Generator) -> 
     """Crop a random part of the area and shape, and resize it.  Ten tries, then the centre."""
     height, width = image.shape[:2]
     low, high = (math.log(ratio) for ratio in settings.ratio)
-    for area_draw, ratio_draw, top_draw, left_draw in rng.random((10, 4)).tolist():
-        area = width * height * (settings.scale[0] + (settings.scale[1] - settings.scale[0]) * area_draw)
-        ratio = math.exp(low + (high - low) * ratio_draw)
+    for _ in range(10):
+        area = width * height * rng.uniform(*settings.scale)
+        ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            left, top = int(left_draw * (width - w + 1)), int(top_draw * (height - h + 1))
+            left, top = int(rng.random() * (width - w + 1)), int(rng.random() * (height - h + 1))
             break
     else:
         ratio = min(max(width / height, settings.ratio[0]), settings.ratio[1])

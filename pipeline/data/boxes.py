@@ -20,12 +20,12 @@ def erase_box(size: int, prob: float, rng: Generator) -> Box:
     """
     if rng.random() >= prob:
         return NOTHING
-    for area_draw, aspect_draw, top_draw, left_draw in rng.random((10, 4)):
-        area = size * size * (0.02 + (1 / 3 - 0.02) * area_draw)
-        aspect = math.exp(math.log(0.3) * (1 - 2 * aspect_draw))
+    for _ in range(10):
+        area = size * size * rng.uniform(0.02, 1 / 3)
+        aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
         height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if height < size and width < size:
-            return int(top_draw * (size - height + 1)), int(left_draw * (size - width + 1)), height, width
+            return int(rng.random() * (size - height + 1)), int(rng.random() * (size - width + 1)), height, width
     return NOTHING
 
 

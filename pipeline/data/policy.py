@@ -89,11 +89,11 @@ def rand_augment(image: Image, settings: Augment, rng: Generator, done: list[str
     """RandAugment as timm's `rand-mM-mstdS-inc1`: `rand_ops` operations, each done with probability 1/2."""
     if not settings.rand_ops:
         return image
-    for which, apply, sign in rng.random((settings.rand_ops, 3)).tolist():
-        if apply < settings.rand_prob:
+    for _ in range(settings.rand_ops):
+        if rng.random() < settings.rand_prob:
+            name = OP_NAMES[int(rng.random() * len(OP_NAMES))]
             level = min(max(rng.normal(settings.rand_magnitude, settings.rand_std) / 10, 0.0), 1.0)
-            name = OP_NAMES[int(which * len(OP_NAMES))]
-            image = OPS[name](image, level if sign < 0.5 else -level)
+            image = OPS[name](image, level if rng.random() < 0.5 else -level)
             _add(done, name)
     return image
 

@@ -35,7 +35,7 @@ def test_colour_jitter_rotation_and_shear_stay_within_their_limits() -> None:
 @pytest.mark.parametrize("crop", ["resized", "padded", "simple", "whole"])
 def test_a_view_has_the_size_asked_for_and_depends_on_its_key_alone(crop: str) -> None:
     settings = replace(DEIT, crop=crop)
-    views = [augment(PHOTO, 32, settings, generator(0, Purpose.AUGMENT, sample=i)) for i in (1, 2, 1)]
+    views = [augment(PHOTO, 32, settings, generator(0, Purpose.AUGMENT, sample=i)) for i in (1, 5, 1)]
     assert views[0].shape == (32, 32, 3)
     assert views[0].dtype == np.uint8
     assert np.array_equal(views[0], views[2])
