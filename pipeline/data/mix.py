@@ -18,7 +18,7 @@ from pipeline.config import Mix
 from pipeline.data.boxes import NOTHING, Box, cutmix_box, within
 from pipeline.randomness import Purpose, generator
 
-BAND: Final = 14  # rows that are mixed at a time: what is set aside of 224 is a sixteenth, and stays in the cache
+BAND: Final = 14  # rows that a CPU mixes at a time: what is set aside of a batch stays in the cache
 
 
 class Mixing(NamedTuple):
@@ -69,7 +69,8 @@ def mix_images(images: Tensor, mixing: Mixing | None) -> Tensor:
     """Mix images [B, 3, H, W], channels last, in place, and return them.
 
     What a pixel takes of the partner's is a product of its row's share and its column's: 1 - λ and 1 for Mixup, and
-    for CutMix whether they lie in the box. Rows are mixed band by band, so that there is never a second batch.
+    for CutMix whether they lie in the box. A CPU, to which memory costs more than a launch, goes band by band of rows,
+    so that there is never a second batch.
     """
     if mixing is None:
         return images
@@ -79,7 +80,8 @@ def mix_images(images: Tensor, mixing: Mixing | None) -> Tensor:
     of_rows = torch.where(cut, within(tops, heights, height), 1 - mixing.lam[:, None])[:, :, None]
     of_columns = torch.where(cut, within(lefts, widths, width), 1.0).repeat_interleave(channels, 1)[:, None]
     rows = images.permute(0, 2, 3, 1).view(-1, height, width * channels)
-    for band, shares in zip(rows.split(BAND, 1), of_rows.split(BAND, 1), strict=True):
+    in_band = BAND if images.device.type == "cpu" else height
+    for band, shares in zip(rows.split(in_band, 1), of_rows.split(in_band, 1), strict=True):
         band.lerp_(band.index_select(0, mixing.partner), shares * of_columns)
     return images
 
