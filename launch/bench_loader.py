@@ -42,9 +42,9 @@ from launch.measured import (
 from pipeline.config import Recipe
 from pipeline.data.augment import CROPS, augment
 from pipeline.data.batch import Batch, TrainingBatches
-from pipeline.data.device import model_input
+from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
-from pipeline.randomness import Purpose, generator
+from pipeline.randomness import Purpose
 from pipeline.session.rehearsal import made_up
 from shards.dataset import Dataset
 from shards.errors import BadRequest, Problem
@@ -285,6 +285,7 @@ class TimedBatches(TrainingBatches):
         super().__init__(recipe, index)
         self.watch = watch
         self.reader = TimedReader(index, watch)
+        self.after_crop = replace(recipe.augment, crop="whole")  # which leaves a view that has its size as it is
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         with self.watch.stage("collate"):
@@ -298,10 +299,10 @@ class TimedBatches(TrainingBatches):
         """As `TrainingBatches.view`, by its two stages."""
         settings, size = self.recipe.augment, self.recipe.model.img_size
         with self.watch.stage("crop"):
-            rng = generator(self.recipe.seed, Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
+            rng = self._generators.at(Purpose.AUGMENT, epoch=epoch, sample=sample, copy=copy)
             cropped = CROPS[settings.crop](image, size, settings, rng)
-        with self.watch.stage("policy"):  # and flip; of a view that has its size, `whole` leaves all
-            return augment(cropped, size, replace(settings, crop="whole"), rng, done)
+        with self.watch.stage("policy"):  # and flip
+            return augment(cropped, size, self.after_crop, rng, done)
 
 
 def profile(recipe: Recipe, index: Index) -> list[Stages]:
@@ -333,7 +334,7 @@ def by_stage(recipe: Recipe, index: Index) -> Callable[[], dict[str, float]]:
         for step in islice(steps, PROFILED):
             batch = batches[step, 0]
             with watch.stage("transfer"):
-                model_input(batch, recipe.model, device())
+                model_input(on_device(batch, device()), recipe.model)
         return {stage: 1000 * watch.seconds[stage] / (PROFILED * recipe.batch) for stage in STAGES}
 
     return a_round

@@ -14,6 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -25,7 +26,6 @@ from torchvision.transforms import v2
 from webdataset.compat import WebDataset
 
 from pipeline.config import Recipe
-from pipeline.data.batch import room
 from pipeline.data.loader import LOOK_AHEAD, PATIENCE, watched
 from shards.decode import IMAGE_EXTENSIONS
 from shards.errors import Problem
@@ -125,9 +125,7 @@ class DaliBatches(IterableDataset[Tensor]):
         pipeline.build()
         while True:
             (views,) = pipeline.run()
-            images = room(self.recipe.batch, self.recipe.model.img_size)
-            images.numpy()[:] = views.as_tensor()
-            yield images
+            yield torch.from_numpy(np.array(views.as_tensor()))  # a copy: the pipeline writes there again
 
     def pipeline(self) -> Any:
         """Return the pipeline: read, decode a random crop, resize, flip, RandAugment."""
