@@ -1,8 +1,9 @@
 """Loaders of other libraries, each as its users write it, on the tars of a data set: what ours is measured against.
 
-Each makes batches of uint8 views by a random resized crop, a flip and RandAugment, in worker processes; normalising and
-erasing happen later, on the device, as with ours. Labels are left out: they cost nothing, and tars have them in many
-forms. Images are decoded here, not by webdataset, whose own decoders unpickle what a data set brings.
+Each makes batches of views by a random resized crop, a flip and RandAugment, in worker processes. Views are uint8, and
+normalising and erasing happen later, on the device, as with ours; but for the first loader, whose users have DeiT's
+code. Labels are left out: they cost nothing, and tars have them in many forms. Images are decoded here, not by
+webdataset, whose own decoders unpickle what a data set brings.
 
 Shapes: B images, S side of the image.
 """
@@ -71,14 +72,19 @@ def streamed(
     return watched(iter(loader), PATIENCE)
 
 
-def webdataset_and_timm(recipe: Recipe, tars: list[str], workers: int) -> Batches:
-    """Start timm's transforms and collation, as its own loader has them where the device normalises."""
-    augment = recipe.augment
+def webdataset_and_timm(recipe: Recipe, tars: list[str], workers: int, *, tensors: bool) -> Batches:
+    """Start timm's transforms: to normalised and erased tensors, as DeiT's main.py has them, or to uint8.
+
+    uint8 is what timm's own loader makes, whose device normalises and erases, as ours does.
+    """
+    augment, model = recipe.augment, recipe.model
+    assert model.mean, "a job's recipe has it"
+    assert model.std, "and this"
     jitter: Any = augment.jitter or None
     views: Any = create_transform(
-        recipe.model.img_size, is_training=True, use_prefetcher=True, auto_augment=rand_augment_of_timm(recipe),
+        model.img_size, is_training=True, use_prefetcher=not tensors, auto_augment=rand_augment_of_timm(recipe),
         interpolation=augment.interpolation, scale=augment.scale, ratio=augment.ratio, hflip=augment.flip,
-        color_jitter=jitter,
+        color_jitter=jitter, re_prob=augment.erase, re_mode="pixel", mean=model.mean, std=model.std,
     )  # fmt: skip
 
     def view(content: bytes) -> Any:
@@ -87,7 +93,7 @@ def webdataset_and_timm(recipe: Recipe, tars: list[str], workers: int) -> Batche
     def collate(samples: list[tuple[Any]]) -> Any:
         return fast_collate([(image, 0) for (image,) in samples])
 
-    return streamed(tars, view, recipe, workers, collate)
+    return streamed(tars, view, recipe, workers, None if tensors else collate)
 
 
 def webdataset_and_torchvision(recipe: Recipe, tars: list[str], workers: int) -> Batches:
@@ -167,7 +173,12 @@ LIBRARIES: Final[Mapping[str, Library]] = {
 }
 WITHOUT: Final = "DALI, no RandAugment"
 LOADERS: Final[Mapping[str, Loading]] = {
-    "webdataset and timm": Loading("timm", webdataset_and_timm, "Pillow"),
+    "webdataset and timm": Loading(
+        "timm", partial(webdataset_and_timm, tensors=True), "as DeiT's code: tensors, erased"
+    ),
+    "webdataset and timm, uint8": Loading(
+        "timm", partial(webdataset_and_timm, tensors=False), "the device does the rest"
+    ),
     "webdataset and torchvision v2": Loading(
         "torchvision", webdataset_and_torchvision, "uint8 tensors; does every operation, timm each by half"
     ),

@@ -10,6 +10,7 @@ import torch
 
 from launch import bench_loader, measured
 from launch.bench_loader import STAGES, Stopwatch, TimedBatches, feeding, profile
+from launch.loaders import LOADERS
 from launch.measured import ALL_CORES, Measured, compared
 from pipeline.config import Recipe
 from pipeline.data.batch import TrainingBatches
@@ -38,7 +39,7 @@ def test_the_json_has_each_table_with_its_unit(dataset: Dataset, short: None) ->
     assert [(table["what"], table["unit"]) for table in tables] == [
         (f"loader of tiny, {workers} worker(s), 4 views a batch", unit) for workers in (1, 2) for unit in units
     ]
-    arms = ["vitrail", "vitrail, repeats 1", "webdataset and timm", "webdataset and torchvision v2"]
+    arms = ["vitrail", "vitrail, repeats 1", *list(LOADERS)[:3]]
     for table in tables:
         assert list(table["speeds"]) == arms
         assert all(len(speeds) == table["n"] == 1 and speeds[0] > 0 for speeds in table["speeds"].values())

@@ -1,5 +1,6 @@
 """The loaders of other libraries: that each gives a recipe's batches; never how fast."""
 
+import os
 from contextlib import closing
 from dataclasses import replace
 from typing import get_args
@@ -32,17 +33,18 @@ def tars(dataset: Dataset) -> list[str]:
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves files to the collector
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_loader_gives_batches_of_views_of_8_bits(name: str, workers: int, dataset: Dataset) -> None:
-    if not loaders.installed(LOADERS[name].library):
-        pytest.skip(f"{LOADERS[name].library} is not installed")
+def test_a_loader_gives_batches_of_views(name: str, workers: int, dataset: Dataset) -> None:
+    if not loaders.installed(library := LOADERS[name].library):
+        assert not os.environ.get("VITRAIL_DEMAND"), f"{library} demanded: {LIBRARIES[library].remedy}"
+        pytest.skip(f"{library} is not installed")
     size, seen = TINY.model.img_size, []
     with closing(LOADERS[name].start(TINY, tars(dataset), workers)) as batches:
         for _ in range(BATCHES):
             batch = next(batches)
             images = batch if isinstance(batch, torch.Tensor) else batch[0]
-            assert images.dtype == torch.uint8
+            assert images.dtype == (torch.float32 if name == "webdataset and timm" else torch.uint8)
             assert sorted(images.shape) == sorted((TINY.batch, 3, size, size))
-            assert images.float().std() > 1
+            assert images.float().std() > 0.1
             seen.append(images)
     assert not torch.equal(seen[0], seen[-1])
 
@@ -66,7 +68,7 @@ def test_no_arm_leaves_out_a_policy_that_there_is_not() -> None:
     plain = replace(TINY, augment=replace(TINY.augment, rand_ops=0))
     assert WITHOUT in loaders_of(["dali"], TINY)
     assert [*loaders_of(["dali"], plain)] == ["DALI"]
-    assert [*loaders_of(["torchvision", "timm"], TINY)] == ["webdataset and timm", "webdataset and torchvision v2"]
+    assert [*loaders_of(["torchvision", "timm"], TINY)] == list(LOADERS)[:3]
 
 
 def test_what_other_libraries_do_not_do_is_said() -> None:
