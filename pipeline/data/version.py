@@ -33,6 +33,6 @@ def processor_note() -> str:
     if capability in SAME_PIXELS:
         return ""
     return (
-        f"This processor computes without AVX2 ({capability}): some pixels of views differ by a grey level from those "
-        f"that processors with AVX2 make. Runs repeat exactly on processors of one kind."
+        f"computes without AVX2 ({capability}): some pixels of views differ by a grey level from those that "
+        f"processors with AVX2 make. Runs repeat exactly on processors of one kind."
     )
