@@ -27,7 +27,8 @@ def views_version() -> str:
 def processor_note() -> str:
     """Return what is to be said of this processor: empty for one that makes the same pixels as those we tested on.
 
-    torch and OpenCV resize and turn images with AVX2 (AVX-512 gives the same bytes); without it they round otherwise.
+    OpenCV filters and turns images with AVX2 (AVX-512 gives the same bytes); without it some values are rounded
+    otherwise. Both libraries look at the same processor, and torch can be asked.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in SAME_PIXELS:

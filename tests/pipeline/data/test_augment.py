@@ -47,7 +47,7 @@ def test_views_are_of_timms_distribution() -> None:
 
 def test_views_of_another_strength_and_frequency_are_told_from_ours() -> None:
     found = beyond("rand-m6-p0.2-mstd0.5-inc1")
-    assert {"views with 0 operations", "views with 2 operations", "Rotate: level", "ShearX: level"} <= found
+    assert {"views with no operation", "views with two operations", "Rotate: level", "ShearX: level"} <= found
     assert not [what for what in found if what.startswith(("crop", "mirror"))]
 
 
