@@ -20,6 +20,7 @@ from rich.text import Text
 from launch.verb import RecipeVerb, resolved
 from pipeline.config import Recipe
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory
+from pipeline.data.version import processor_note
 from pipeline.hosting import Hosting
 from pipeline.job import PLANNING, Job, open_data
 from pipeline.session.provenance import versions
@@ -68,6 +69,7 @@ def examine(job: Job, data: str) -> list[Finding]:
     """Return all findings for running a job on this machine, with the data that was named."""
     return [
         devices(job),
+        processor(),
         libraries(),
         name_and_port(),
         all_reduce(job.hosting, max(2, torch.accelerator.device_count())),
@@ -88,6 +90,12 @@ def devices(job: Job) -> Finding:
         cores = len(psutil.Process().cpu_affinity())
         found = f"no GPU; {cores} cores, {psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
     return Finding("devices", True, f"{found}; precision {job.recipe.precision} is {job.hosting.precision}")
+
+
+def processor() -> Finding:
+    """Whether the processor makes the pixels that those with AVX2 make; others train as well, on their own."""
+    note = processor_note()
+    return Finding("processor", None if note else True, note or torch.backends.cpu.get_cpu_capability())
 
 
 def libraries() -> Finding:

@@ -1,7 +1,7 @@
 """What is done to pixels: uint8 [H, W, 3] of RGB in and out, as a pure function of them and of its numbers.
 
 Each gives what Pillow gives, which timm's operations are written with: to the bit where a table of 256 values says all,
-and within the bounds of `tests/pipeline/data/test_pixels.py` where values are interpolated or summed. They are done by
+and within the bounds of `tests/bench/bench_views.py` where values are interpolated or summed. They are done by
 OpenCV and by torch on arrays, since an image of Pillow's would be copied on every way in and out.
 """
 

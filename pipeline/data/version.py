@@ -27,12 +27,13 @@ def views_version() -> str:
 def processor_note() -> str:
     """Return what is to be said of this processor: empty for one that makes the same pixels as those we tested on.
 
-    torch and OpenCV resize and turn images with AVX2 (AVX-512 gives the same bytes); without it they round otherwise.
+    OpenCV filters and turns images with AVX2 (AVX-512 gives the same bytes); without it some values are rounded
+    otherwise. Both libraries look at the same processor, and torch can be asked.
     """
     capability = torch.backends.cpu.get_cpu_capability()
     if capability in SAME_PIXELS:
         return ""
     return (
-        f"This processor computes without AVX2 ({capability}): some pixels of views differ by a grey level from those "
-        f"that processors with AVX2 make. Runs repeat exactly on processors of one kind."
+        f"computes without AVX2 ({capability}): some pixels of views differ by a grey level from those that "
+        f"processors with AVX2 make. Runs repeat exactly on processors of one kind."
     )

@@ -18,7 +18,18 @@ from pipeline.job import Job
 from shards.dataset import Dataset
 from shards.files import read_json, write_json
 
-LIBRARIES: Final = ("torch", "torchvision", "timm", "accelerate", "webdataset", "pillow", "numpy", "vitrail")
+LIBRARIES: Final = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "webdataset",
+    "opencv-python-headless",
+    "simplejpeg",
+    "pillow",
+    "numpy",
+    "vitrail",
+)
 DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -54,6 +65,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
             "micro_batch": job.recipe.micro_batch_size,
             "workers": hosting.workers,
             "machine": {"host": platform.node(), "system": platform.platform(), "cores": hosting.cores,
+                        "processor": torch.backends.cpu.get_cpu_capability(),  # which pixels depend on
                         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device},
             "from_step": from_step,
         }

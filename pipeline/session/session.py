@@ -14,6 +14,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot, Writer
 from pipeline.data.batch import EvaluationBatches
 from pipeline.data.shuffle import shuffle_of
+from pipeline.data.version import processor_note
 from pipeline.errors import CheckpointError
 from pipeline.fields import differing
 from pipeline.fingerprints import DATA, START, weights_sha256
@@ -323,6 +324,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"process(es) ({shares}), {hosting.engine}, {run.device.type} {hosting.precision}, "
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
+            *([f"processor {note}"] if (note := processor_note()) else []),
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *(
                 [f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch import doctor
 from launch.doctor import Finding, examine
@@ -76,8 +77,17 @@ def test_a_host_that_does_not_know_itself_is_told_of(monkeypatch: pytest.MonkeyP
     assert "/etc/hosts" in found.says
 
 
+def test_a_processor_that_makes_other_pixels_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert doctor.processor() == Finding("processor", True, "AVX2")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    found = doctor.processor()
+    assert found.ok is None
+    assert "without AVX2 (DEFAULT)" in found.says
+
+
 @pytest.mark.dist
 def test_all_is_examined(dataset: Dataset, tmp_path: Path) -> None:
     found = examine(job_into(tmp_path), str(dataset.folder))
-    assert [finding.what for finding in found if finding.ok is not True] == []
-    assert len(found) == 8
+    assert [finding.what for finding in found if finding.ok is not True and finding.what != "processor"] == []
+    assert len(found) == 9

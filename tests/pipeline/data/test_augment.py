@@ -10,6 +10,8 @@ from pipeline.data.augment import augment, center, center_place, color_jitter, t
 from pipeline.data.pixels import resize
 from pipeline.data.policy import TIMM
 from pipeline.randomness import Purpose, generator
+from tests.bench.bench_views import compared, encoded
+from tests.photographs import photographs
 from tests.reference.inputs import read
 
 VIEWS = read("evalviews")
@@ -30,6 +32,23 @@ def test_colour_jitter_rotation_and_shear_stay_within_their_limits() -> None:
     assert all(view[20, 19:22].max() > 180 for view in views)
     ends = [int(view[1, :, 0].argmax()) for view in views]
     assert 20 - 20 * 0.36 - 1 <= min(ends) < 20 < max(ends) <= 20 + 20 * 0.36 + 1
+
+
+def beyond(theirs: str) -> set[str]:
+    """Return the figures in which our views lie beyond their bounds of timm's, of a policy of this name."""
+    # twenty thousand views, of photographs: python tests/bench/bench_views.py --data SOURCE
+    rows = compared([encoded(photo) for photo in photographs(100)], copies=4, named=theirs)
+    return {row.what for row in rows if not row.apart <= row.bound}
+
+
+def test_views_are_of_timms_distribution() -> None:
+    assert not beyond("rand-m9-mstd0.5-inc1")
+
+
+def test_views_of_another_strength_and_frequency_are_told_from_ours() -> None:
+    found = beyond("rand-m6-p0.2-mstd0.5-inc1")
+    assert {"views with no operation", "views with two operations", "Rotate: level", "ShearX: level"} <= found
+    assert not [what for what in found if what.startswith(("crop", "mirror"))]
 
 
 @pytest.mark.parametrize("crop", ["resized", "padded", "simple", "whole"])

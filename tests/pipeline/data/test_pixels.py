@@ -1,99 +1,44 @@
-"""Operations on pixels: as timm and Pillow have them, within bounds that the table gives."""
+"""Operations on pixels: as timm and Pillow have them, within the bounds of tests/bench/bench_views.py."""
 
 import os
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
-from timm.data import auto_augment
 from torchvision.transforms import functional
 
 from pipeline.data import pixels
-from pipeline.data.policy import AUTO_OPS, AUTO_V0_OPS, OPS, PYCLS, TIMM, Op
+from pipeline.data.policy import AUTO_OPS, AUTO_V0_OPS, OPS, PYCLS, TIMM
 from pipeline.data.version import SAME_PIXELS
+from tests.bench.bench_views import BOUNDS, off, pixels_apart
 from tests.photographs import photographs
 
 
-class Bound(NamedTuple):
-    """How far the pixels of an operation may be from timm's: grey levels."""
-
-    mean: float
-    percentile_99: float
-
-
-EXACT = Bound(0, 0)
-BOUNDS = {  # measured on 100 ImageNet photographs (LOG.md, 2026-11-29): means of 0.00 to 0.72
-    "AutoContrast": EXACT,
-    "Equalize": EXACT,
-    "Invert": EXACT,
-    "PosterizeIncreasing": EXACT,
-    "PosterizeOriginal": EXACT,
-    "Posterize": EXACT,
-    "SolarizeIncreasing": EXACT,
-    "Solarize": EXACT,
-    "SolarizeAdd": EXACT,
-    "BrightnessIncreasing": EXACT,
-    "Brightness": EXACT,
-    # the mean grey, rounded from greys of 14 bits where Pillow has 16, may be the next one
-    "ContrastIncreasing": Bound(0.1, 1),
-    "Contrast": Bound(0.1, 1),
-    # Pillow rounds the greys, and the smoothed image, before it blends with them
-    "ColorIncreasing": Bound(0.3, 1),
-    "Color": Bound(0.3, 1),
-    "SharpnessIncreasing": Bound(0.4, 1),
-    "Sharpness": Bound(0.4, 1),
-    # a whole pixel less than zero where Pillow cuts off, at the border of the image
-    "TranslateXRel": Bound(0.1, 1),
-    "TranslateYRel": Bound(0.1, 1),
-    # places are rounded to an eighth of a pixel
-    "ShearX": Bound(0.6, 6),
-    "ShearY": Bound(0.6, 6),
-    # OpenCV's cubic has a = -0.75 in place of -1, places of 1/32 pixel, and rounds where Pillow cuts off; what is above
-    # a level of 1 lies where the image is sharp, and at its border
-    "Rotate": Bound(1.5, 12),
-}
-
-
-def off(ours: NDArray[np.uint8], theirs: Any) -> NDArray[np.int64]:
-    """Return how far pixels are from each other."""
-    assert ours.dtype == np.uint8
-    assert ours.flags.c_contiguous
-    return abs(ours.astype(np.int64) - np.asarray(theirs))
-
-
-def compare(ops: dict[str, Op], name: str, fill: Any, resample: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def compare(name: str, *arguments: Any) -> None:
     """Compare an operation with timm's on 100 photographs, over its whole range, in both directions."""
-    found = []
-    for number, photo in enumerate(photographs(100, 128)):
-        magnitude, sign = number / 99 * 10, (1, -1)[number % 2]
-        monkeypatch.setattr(auto_augment, "_randomly_negate", lambda value, sign=sign: sign * value)
-        hparams = {"img_mean": fill, "interpolation": resample}
-        theirs = auto_augment.AugmentOp(name, prob=1.0, magnitude=magnitude, hparams=hparams)(Image.fromarray(photo))
-        found.append(off(ops[name](photo, sign * magnitude / 10), theirs).ravel())
-    apart = np.concatenate(found)
-    assert apart.mean() <= BOUNDS[name].mean
-    assert np.percentile(apart, 99) <= BOUNDS[name].percentile_99
+    apart = pixels_apart(name, photographs(100, 128), *arguments)
+    assert apart.mean <= BOUNDS[name].mean
+    assert apart.percentile_99 <= BOUNDS[name].percentile_99
 
 
 @pytest.mark.parametrize("name", OPS)
-def test_every_operation_gives_the_pixels_of_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(dict(OPS), name, TIMM.fill, Image.Resampling.BICUBIC, monkeypatch)
+def test_every_operation_gives_the_pixels_of_timm(name: str) -> None:
+    compare(name)
 
 
 @pytest.mark.parametrize("name", sorted({*AUTO_OPS} - {*OPS}))
-def test_every_operation_of_auto_augment_gives_the_pixels_of_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(dict(AUTO_OPS), name, TIMM.fill, Image.Resampling.BICUBIC, monkeypatch)
+def test_every_operation_of_auto_augment_gives_the_pixels_of_timm(name: str) -> None:
+    compare(name, AUTO_OPS)
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel"])
-def test_every_bilinear_operation_gives_the_pixels_of_timm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    compare(dict(AUTO_V0_OPS), name, PYCLS.fill, Image.Resampling.BILINEAR, monkeypatch)
+def test_every_bilinear_operation_gives_the_pixels_of_timm(name: str) -> None:
+    compare(name, AUTO_V0_OPS, PYCLS.fill, Image.Resampling.BILINEAR)
 
 
 SHAPES = [(300, 400), (500, 375), (100, 80), (1, 1), (1, 90), (90, 1), (2, 700), (224, 224), (7, 5), (1500, 30)]
@@ -228,6 +173,7 @@ def hashed(threads: int, **environment: str) -> tuple[str, str]:
     """Return what another process computes with, and the hash of its views."""
     program = [sys.executable, "-c", HASH, str(threads)]
     found = subprocess.run(program, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    assert "OPENCV" not in found.stderr  # it knows the switch
     capability, digest = found.stdout.split()
     return capability, digest
 
@@ -237,5 +183,5 @@ def test_views_are_equal_with_several_threads_and_on_processors_with_avx2_and_wi
     capability, digest = hashed(1)
     assert hashed(2) == (capability, digest)
     # what one with AVX2 alone does: OpenCV's own switch, and torch's
-    without = hashed(1, ATEN_CPU_CAPABILITY="avx2", OPENCV_CPU_DISABLE="AVX512_SKX")
+    without = hashed(1, ATEN_CPU_CAPABILITY="avx2", OPENCV_CPU_DISABLE="AVX512-SKX")
     assert without == ("AVX2", digest)

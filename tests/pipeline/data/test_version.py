@@ -1,6 +1,9 @@
 """The version of views: held by goldens, and part of what a checkpoint and a store of teacher outputs are bound to."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +149,14 @@ def test_the_version_names_the_libraries_that_make_pixels_and_draws(monkeypatch:
     assert views_version.__wrapped__() == (
         f"{VIEWS} (numpy 1.2, opencv-python-headless 2.3, pillow 3.4, simplejpeg 4.5, timm 5.6, torch 7.8)"
     )
+
+
+@pytest.mark.parametrize(("capability", "said"), [("avx2", False), ("default", True)])
+def test_a_processor_without_avx2_is_told_of_by_what_torch_computes_with(capability: str, said: bool) -> None:
+    program = [sys.executable, "-c", "from pipeline.data.version import processor_note; print(processor_note())"]
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    note = subprocess.run(program, env=environment, capture_output=True, text=True, check=True).stdout
+    assert ("computes without AVX2" in note) == said
 
 
 def test_the_version_is_among_the_fingerprints_of_a_job_and_of_its_store(dataset: Dataset) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from pipeline import checkpoint
@@ -97,8 +98,20 @@ def test_a_session_says_what_computed_it(dataset: Dataset, tmp_path: Path) -> No
     hosted = {name: session[name] for name in ("processes", "virtual_ranks", "engine", "precision", "workers")}
     assert hosted == {"processes": 1, "virtual_ranks": [3], "engine": "ddp", "precision": "fp32", "workers": 0}
     assert session["micro_batch"] == 4
-    assert set(session["machine"]) == {"host", "system", "cores", "device"}
+    assert set(session["machine"]) == {"host", "system", "cores", "processor", "device"}
     assert session["changed"] == {}
+    assert {"opencv-python-headless", "simplejpeg"} < set(session["versions"])
+
+
+def test_a_session_on_a_processor_that_makes_other_pixels_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for capability, said in (("AVX2", False), ("DEFAULT", True)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert train_here(dataset, tmp_path / capability, max_steps=1) == 0
+        assert ("processor computes without AVX2 (DEFAULT)" in capsys.readouterr().out) == said
+        (session,) = sessions(tmp_path / capability)
+        assert session["machine"]["processor"] == capability
 
 
 def test_repeating_a_finished_command_changes_neither_record(
