@@ -537,3 +537,9 @@ def test_every_link_and_file_that_a_page_names_is_there(page: Path) -> None:
         assert not target or (page.parent / target).exists(), target
     for name in re.findall(r"`((?:pipeline|shards|launch|recipes|tests|slurm|docs)/[\w/.]*\w)`", text):
         assert (ROOT / name).exists() or (ROOT / name).with_suffix(".yaml").exists(), name
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "tests" / "bench").glob("*.py")), ids=lambda script: script.name)
+def test_a_script_finds_what_it_takes_from_the_tests(script: Path) -> None:
+    before, takes, _ = script.read_text().partition("\nfrom tests")
+    assert not takes or "sys.path.insert(0, str(Path(__file__).parents[2]))" in before

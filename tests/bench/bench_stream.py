@@ -17,6 +17,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
+
 from pipeline.config import Recipe
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import StepSampler, load

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from unittest.mock import patch
 
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.data import auto_augment, create_transform
 from torchvision.transforms import functional
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
 
 from pipeline.config import Augment
 from pipeline.data import augment, policy
