@@ -29,6 +29,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.dist
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves files to the collector
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
 def test_the_json_has_each_table_with_its_unit(dataset: Dataset, short: None) -> None:
     said = vitrail(
         *("bench", "loader", SCRIPT, "--data", dataset.folder, "--against", "timm,torchvision"),

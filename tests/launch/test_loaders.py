@@ -31,6 +31,7 @@ def tars(dataset: Dataset) -> list[str]:
 
 @pytest.mark.dist
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset leaves files to the collector
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # two workers on one core
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("name", LOADERS)
 def test_a_loader_gives_batches_of_views(name: str, workers: int, dataset: Dataset) -> None:
