@@ -175,7 +175,10 @@ class Watch:
             if not isinstance(error, LoaderError):
                 # a connection ends before its process, which takes its time on a busy machine
                 cut = isinstance(error, CUT) and not str(error).startswith(FROM_WORKER)
-                wait([worker.sentinel for worker in self._workers], timeout=ENDING if cut else 1)
+                ended = wait([worker.sentinel for worker in self._workers], timeout=ENDING if cut else 1)
+                for worker in self._workers:
+                    if worker.sentinel in ended:
+                        worker.join()  # it closes its pipe a moment before it can be asked for its exit code
                 self._look_for_dead(well=False)
             for words, limit in LIMITS.items():
                 if words in str(error):

@@ -217,6 +217,36 @@ def test_a_worker_that_dies_is_named_with_what_to_do(fault: Callable[[], object]
         take(fault)
 
 
+class Ending:
+    """A worker that has closed its pipe, as a process that ends does, and has its exit code once it is waited for."""
+
+    pid = 7
+
+    def __init__(self) -> None:
+        self.sentinel, end = os.pipe()
+        os.close(end)
+        self.exitcode: int | None = None
+
+    def join(self) -> None:
+        self.exitcode = 0
+
+
+def test_a_worker_that_is_ending_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Ending()
+
+    def cut() -> Iterator[object]:
+        yield from ()
+        raise FileNotFoundError(2, "No such file or directory")  # the socket through which it hands over descriptors
+
+    monkeypatch.setattr(loader, "workers_of", lambda _: [worker])
+    monkeypatch.setattr(loader, "kill_workers", lambda _: None)
+    try:
+        with pytest.raises(LoaderError, match=r"^loader worker 0 \(process 7\) ended with exit code 0"):
+            list(loader.watched(cut(), 60.0))
+    finally:
+        os.close(worker.sentinel)
+
+
 @pytest.mark.dist
 @several
 def test_a_worker_that_dies_while_nobody_waits_for_it_disturbs_nothing_until_somebody_does() -> None:
