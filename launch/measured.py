@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import psutil
 import torch
@@ -28,13 +28,6 @@ IMAGES_ON_CPU: Final = 16  # of a step, where there is no accelerator
 ALL_CORES: Final = frozenset(psutil.Process().cpu_affinity())
 LOOK_S: Final = 0.4  # for how long one looks whether the machine is used
 STILL: Final = 0.15  # of a core, all processes together: less is nothing but waiting
-
-
-class Result(Protocol):
-    """What a benchmark says: a dataclass, whose fields are its JSON."""
-
-    def show(self) -> None:
-        """Print it for a person."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +49,7 @@ class Bench(RecipeVerb):
         return resolved(replace(request, recipe=self.small(request.recipe)), MEASURING, found=found or ())
 
     def tell(self, *results: Any) -> int:
-        """Print `Result`s, as tables or as one JSON list."""
+        """Print dataclasses: each by its `show`, or all as one JSON list of their fields."""
         if self.json:
             print(json.dumps([asdict(result) for result in results]))
         else:

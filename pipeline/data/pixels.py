@@ -134,14 +134,14 @@ ROW_KERNELS: Final = {
 
 
 def look_up(image: Image, table: ArrayLike) -> Image:
-    """Return the image with each value replaced: by a table [256] for all channels, or [256, 3]."""
+    """Return the image with each value replaced by a table [256] for all channels, or [256, 3]: cut to 8 bits."""
     values = np.clip(table, 0, 255).astype(np.uint8)
     return _image(cv2.LUT(image, values if values.ndim == 1 else values[None]))
 
 
 def blend_with(image: Image, value: int, factor: float) -> Image:
     """Return the image between one value, at a factor of 0, and itself, at 1; beyond that, away from it."""
-    return look_up(image, np.clip(value + np.float32(factor) * (VALUES - value).astype(np.float32), 0, 255))
+    return look_up(image, value + np.float32(factor) * (VALUES - value).astype(np.float32))
 
 
 def brightness(image: Image, factor: float) -> Image:
@@ -171,13 +171,15 @@ def grey(image: Image) -> Image:
 
 def sharpness(image: Image, factor: float) -> Image:
     """Return the image between its smoothed self and itself; what is at the border stays."""
-    smooth = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float64) / 13
-    kernel = (1 - factor) * smooth
+    kernel = (1 - factor) * SMOOTH
     kernel[1, 1] += factor
     sharpened = _image(cv2.filter2D(image, -1, kernel, delta=CUT_OFF))
     for border in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):
         sharpened[border] = image[border]
     return sharpened
+
+
+SMOOTH: Final = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 
 
 def invert(image: Image) -> Image:
@@ -206,8 +208,11 @@ def autocontrast(image: Image) -> Image:
     for counts in histograms(image):
         (met,) = counts.nonzero()
         low, high = int(met[0]), int(met[-1])
-        scale = 255 / (high - low) if high > low else 1.0
-        tables.append((VALUES * scale + (-low * scale if high > low else 0)).astype(int))
+        if low < high:
+            scale = 255 / (high - low)
+            tables.append((VALUES * scale - low * scale).astype(int))
+        else:
+            tables.append(VALUES)
     return look_up(image, np.stack(tables, axis=1))
 
 
@@ -224,9 +229,8 @@ def equalize(image: Image) -> Image:
 
 def histograms(image: Image) -> NDArray[np.int64]:
     """Return how often each value is met, [3, 256]."""
-    return np.stack([cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]).astype(
-        int
-    )
+    counts = [cv2.calcHist([image], [channel], None, [256], [0, 256]).ravel() for channel in range(3)]
+    return np.stack(counts).astype(int)
 
 
 def blur(image: Image, sigma: float) -> Image:

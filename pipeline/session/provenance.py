@@ -12,24 +12,14 @@ from typing import Any, Final
 
 import torch
 
+from pipeline.data.version import LIBRARIES as LIBRARIES_OF_VIEWS
 from pipeline.fields import differing, flatten
 from pipeline.folder import Beginning
 from pipeline.job import Job
 from shards.dataset import Dataset
 from shards.files import read_json, write_json
 
-LIBRARIES: Final = (
-    "torch",
-    "torchvision",
-    "timm",
-    "accelerate",
-    "webdataset",
-    "opencv-python-headless",
-    "simplejpeg",
-    "pillow",
-    "numpy",
-    "vitrail",
-)
+LIBRARIES: Final = (*LIBRARIES_OF_VIEWS, "torchvision", "accelerate", "webdataset", "vitrail")
 DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
 

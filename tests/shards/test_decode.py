@@ -162,6 +162,24 @@ def test_a_strip_is_refused_that_would_be_scaled_to_gigapixels() -> None:
         decode(encoded(Image.new("RGB", (1, MAX_ELONGATION + 1)), "PNG"), "strip")
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "words"),
+    [
+        (12_000, 12_000, f"of 12000x12000 pixels, more than {MAX_PIXELS:,}"),
+        (1, 101, "of 1x101 pixels, more than 100 times"),
+    ],
+)
+def test_a_jpeg_beyond_a_bound_is_refused_before_it_is_decoded(
+    width: int, height: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = encoded(PHOTO, "JPEG")
+    at = whole.index(b"\xff\xc0") + 5  # where its header has height and width
+    content = whole[:at] + struct.pack(">HH", height, width) + whole[at + 4 :]
+    monkeypatch.setattr("simplejpeg.decode_jpeg", lambda *_, **__: pytest.fail("it was decoded"))
+    with pytest.raises(SampleError, match=f"JPEG, {words}"):
+        decode(content, "large")
+
+
 def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
     assert decode(with_scans(MAX_SCANS), "scans").shape == (12, 20, 3)
     with pytest.raises(SampleError, match=f"JPEG, of more than {MAX_SCANS} scans"):
