@@ -29,13 +29,14 @@ from torch import Tensor, nn
 from launch.bench_loader import BenchLoader
 from launch.loaders import rand_augment_of_timm
 from launch.measured import ALL_CORES, Bench, Measured, alone, device, in_turn, settled
-from launch.plan import activations
 from pipeline.checkpoint import Writer
 from pipeline.config import Compute, Precision, Recipe
 from pipeline.data.loader import LOOK_AHEAD
 from pipeline.folder import RunFolder
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
+from pipeline.memory import activations
+from pipeline.micro_batch import MicroBatch
 from pipeline.model.build import build_model, build_student, on_meta
 from pipeline.model.finetune import rate_scales
 from pipeline.model.student import Student
@@ -234,7 +235,7 @@ def training(job: Job, loader_cores: int, stack: ExitStack) -> Arm:
     recipe = job.recipe
     accelerator = build_accelerator(job.hosting, recipe.compute)
     pin(loader_cores, loader=True)
-    run = build(job, accelerator)
+    run = build(job, accelerator, MicroBatch(job, accelerator))
     stack.callback(run.feed.close)
     pin(loader_cores, loader=False)
     log = stack.enter_context(Log(folder, step=0, last_step=run.last_step, process=0, trace=False, quiet=True))

@@ -1,24 +1,20 @@
 """`vitrail plan`: hosting, steps, bytes, memory, hours and cost of a run on a cluster, worked out and not tried."""
 
 import json
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import asdict, dataclass
+from typing import Final
 
-import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from launch.verb import Json, RecipeVerb, resolved
-from pipeline.config import EngineName, Precision, Recipe
+from pipeline.config import EngineName, Precision
 from pipeline.fields import flag
 from pipeline.hosting import Hosting
 from pipeline.job import PLANNING, Job
-from pipeline.model.build import build_student
-from pipeline.model.student import Student
+from pipeline.memory import pass_bytes, state_bytes
+from pipeline.micro_batch import even_size, most_images
 from pipeline.session.rehearsal import measured_speed
-from pipeline.update.optimizer import numbers_kept
 from shards.errors import Problem
 from shards.terminal import plain
 
@@ -106,7 +102,10 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
     recipe, hosting, order = job.recipe, job.hosting, job.order
     mean_bytes = sum(shard.bytes for shard in job.index.shards) / len(job.index) if job.dataset else IMAGE_BYTES
     shares = hosting.shares(recipe.virtual_ranks)
-    micro_batches = shares[0] * recipe.micro_batches
+    images = shares[0] * recipe.rank_batch
+    micro_batch_size = even_size(images, most_images(job, None))
+    micro_batches = -(-images // micro_batch_size)
+    image, beside = pass_bytes(recipe, hosting.precision)
     weights, gradients = FLOAT * job.parameter_count, FLOAT * job.trained_parameters
     shown = order.steps_per_epoch * recipe.batch / recipe.data.repeats  # images, each read once
     on_node = sum(shares[: cluster.gpus_per_node]) / recipe.virtual_ranks  # the first node has most
@@ -121,14 +120,14 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
     return Plan(
         shares=shares,
         micro_batches=micro_batches,
-        micro_batch_size=recipe.micro_batch_size,
+        micro_batch_size=micro_batch_size,
         batch=recipe.batch,
         peak_lr=recipe.peak_lr,
         steps_per_epoch=order.steps_per_epoch,
         steps=steps,
         parameters=job.parameter_count,
         trained=job.trained_parameters,
-        memory=memory(recipe, hosting, weights, gradients),
+        memory=state_bytes(job) | {"activations": micro_batch_size * image + beside},
         read_bytes_epoch=round(shown * mean_bytes * on_node),
         exchanged_bytes=exchanged,
         exchange_seconds=exchanged / (cluster.link * 1e9),
@@ -187,58 +186,3 @@ def exchanged_bytes(nodes: int, engine: EngineName, weights: int, gradients: int
             "fsdp2": 2 * weights * micro_batches + gradients,
         }[engine]
     )
-
-
-def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> dict[str, int]:
-    """Return the bytes a process needs, by part."""
-    sharing = {
-        "weights": ("zero3", "fsdp2"),
-        "gradients": ("zero2", "zero3", "fsdp2"),
-        "moments": ("zero1", "zero2", "zero3", "fsdp2"),
-        "ema": ("zero3", "fsdp2"),
-    }
-    whole = {
-        "weights": weights,
-        "gradients": gradients,
-        "moments": round(gradients * numbers_kept(recipe.optim)),
-        "ema": weights * len(recipe.ema.decays),
-    }
-    shared = {
-        part: -(-size // hosting.processes) if hosting.engine in sharing[part] else size for part, size in whole.items()
-    }
-    images, beside = activations(recipe, hosting.precision)
-    return shared | {"activations": recipe.micro_batch_size * images + beside}
-
-
-def activations(recipe: Recipe, precision: Precision) -> tuple[int, int]:
-    """Return the bytes that a forward pass keeps for the backward pass, measured: of an image, and beside the images.
-
-    Beside them are the weights in bf16.
-    """
-    student = Student(build_student(recipe, start=False)).train()
-    bf16 = precision == "bf16"
-    two, four = (kept_bytes(student, recipe.model.img_size, images, bf16=bf16) for images in (2, 4))
-    image, beside = (four - two) // 2, 2 * two - four
-    if recipe.compute.activation_checkpointing:  # in the backward pass a block at a time keeps what it else would
-        keeping = replace(recipe, compute=replace(recipe.compute, activation_checkpointing=False))
-        blocks = len(list(student.net.get_submodule("blocks").children()))
-        image += activations(keeping, precision)[0] // blocks
-    return image, beside
-
-
-def kept_bytes(student: Student, size: int, images: int, *, bf16: bool) -> int:
-    """Return the bytes that a forward pass of some images keeps."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in student.state_dict().values()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    hooks: Any = saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        logits = student(torch.zeros(images, 3, size, size), torch.zeros(images, dtype=torch.int64))
-    del logits  # which held them until here
-    return sum(kept.values())

@@ -136,7 +136,7 @@ def with_weights(recipe: Recipe, file: Path) -> Recipe:
         data=replace(recipe.data, subset=0),
         finetune=Finetune(),
         compute=Compute(),
-        micro_batch=0,
+        micro_batch="auto",
     )
 
 

@@ -303,22 +303,12 @@ class Recipe:
     epochs: Annotated[int, RUN, AT_LEAST_1]  # how often --data.epoch is gone through
     seed: Annotated[int, VIEW, Range(0, 2**63 - 1)] = 0  # of everything that is random
     precision: Annotated[Literal["auto", "bf16", "fp32"], FREE, COST] = "auto"  # auto: bf16 where it is native
-    micro_batch: Annotated[int, FREE, COST, NOT_NEGATIVE] = 0  # most images of a forward pass; 0: a virtual rank's
+    micro_batch: Annotated[int | Literal["auto"], FREE, COST, AT_LEAST_1] = "auto"  # images of a pass; auto: what fits
 
     @property
     def rank_batch(self) -> int:
         """Images of one virtual rank in a step."""
         return self.batch // self.virtual_ranks
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Images of one micro-batch; a virtual rank's last one in a step may have fewer."""
-        return min(self.micro_batch or self.rank_batch, self.rank_batch)
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches of one virtual rank in a step."""
-        return -(-self.rank_batch // self.micro_batch_size)
 
     @property
     def peak_lr(self) -> float:

@@ -90,6 +90,7 @@ class SessionLine(TypedDict):
     processes: NotRequired[int]
     engine: NotRequired[str]
     precision: NotRequired[str]
+    micro_batch: NotRequired[int]
     machine: NotRequired[dict[str, Any]]
     changed: NotRequired[dict[str, Any]]
 
@@ -138,6 +139,7 @@ class RunFolder:
         self.findings = path / "findings"  # what the last evaluation found, and pictures of it
         self.findings_head = self.findings / "findings.json"
         self.rehearsal = path / "rehearsal.json"  # what a dry run measured
+        self.micro_batch = path / "micro_batch.json"  # where a pass did not fit: the most images of one, by hosting
 
     def __str__(self) -> str:
         return str(self.path)
@@ -235,6 +237,7 @@ class RunFolder:
             self.recipe: Beginning,
             self.summary: Summary,
             self.rehearsal: Rehearsal,
+            self.micro_batch: dict[str, int],
         }
         for path, form in files.items():
             try:

@@ -337,7 +337,7 @@ def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
                 f"{recipe.model.name}; take {max(1, round(recipe.model.img_size / patch)) * patch}.",
             )
     rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
-    if recipe.micro_batch and BatchNorms(net):
+    if recipe.micro_batch != "auto" and BatchNorms(net):
         raise BadRequest.of(
             "micro_batch",
             f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "

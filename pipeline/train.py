@@ -1,7 +1,8 @@
 """The training loop, and the run that it works on."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from pipeline.data.loader import Feed, StepSampler, load
 from pipeline.data.mix import mix_labels
 from pipeline.errors import LoaderError
 from pipeline.job import Job
+from pipeline.micro_batch import MicroBatch
 from pipeline.model.batch_norm import BatchNorms
 from pipeline.objective import agreement, objective
 from pipeline.teacher.outputs import TeacherOutputs, open_outputs
@@ -40,20 +42,13 @@ class Events(Protocol):
         """Do what is due after a step that is not trained; return True to stop here."""
         ...
 
+    def after_halving(self, step: int, said: str) -> None:
+        """Take note that a step is done again, as its passes did not fit (`pipeline/micro_batch.py`)."""
+        ...
+
     def lap(self, part: str) -> None:
         """Take note that a part of a step is over (`pipeline/session/telemetry.py`)."""
         ...
-
-
-class MicroBatch(NamedTuple):
-    """What one forward pass takes: images [b, 3, S, S], keys [b], targets [b, classes], and a teacher's outputs."""
-
-    virtual_rank: int
-    images: Tensor
-    keys: Tensor
-    targets: Tensor
-    outputs: Tensor | None
-    last: bool  # of this process in this step: gradients are exchanged
 
 
 def train(run: "Run", events: Events) -> bool:
@@ -61,30 +56,40 @@ def train(run: "Run", events: Events) -> bool:
 
     The gradient of a step is the mean over all images of all virtual ranks.
     """
-    recipe, engine = run.job.recipe, run.weights.engine
-    engine.student.train()
+    run.weights.engine.student.train()
     for step in range(run.first_step, run.last_step):
         if step in run.skipped_steps:
             if events.skip_step(step):
                 return True
             continue
-        losses = torch.zeros(recipe.virtual_ranks, device=run.device)
-        agreed = torch.zeros((), device=run.device)
-        for micro in micro_batches(run, step, events):
-            with engine.exchange(micro.last):
-                logits = engine.student(micro.images, micro.keys)
-                loss = objective(logits, micro.targets, micro.outputs, recipe, run.class_weights)
-                events.lap("forward")
-                engine.backward(loss.sum() * run.loss_scale)
-                events.lap("backward")
-            losses[micro.virtual_rank] += loss.detach().sum()
-            if micro.outputs is not None:
-                agreed += agreement(logits, micro.outputs)
-        norm = run.weights.update(run.schedule.lr(step), recipe.optim.clip, step)
+        passes = partial(forward_backward, run, StepBatches(run, step, events), events)
+        losses, agreed = run.micro_batch.fitted(step, passes, run.weights.engine, events.after_halving)
+        norm = run.weights.update(run.schedule.lr(step), run.job.recipe.optim.clip, step)
         events.lap("update")
         if events.after_step(step, losses, agreed, norm):
             return True
     return False
+
+
+def forward_backward(run: "Run", batches: "StepBatches", events: Events) -> tuple[Tensor, Tensor]:
+    """Add up the gradients of a step's images, and return the losses [K] of the virtual ranks, as `after_step` says."""
+    recipe, engine = run.job.recipe, run.weights.engine
+    losses, agreed = [], torch.zeros((), device=run.device)
+    exchanges = not run.micro_batch.asks(engine)
+    for inputs, last in micro_batches(run, batches):
+        with engine.exchange(last and exchanges):
+            logits = engine.student(inputs.images, inputs.keys)
+            loss = objective(logits, inputs.targets, inputs.outputs, recipe, run.class_weights)
+            events.lap("forward")
+            engine.backward(loss.sum() * run.loss_scale)
+            events.lap("backward")
+        losses.append(loss.detach())
+        if inputs.outputs is not None:
+            agreed += agreement(logits, inputs.outputs)
+    by_rank = torch.zeros(recipe.virtual_ranks, device=run.device)
+    hosted = run.job.virtual_ranks
+    by_rank[hosted.start : hosted.stop] = torch.cat(losses).view(len(hosted), recipe.rank_batch).sum(1)
+    return by_rank, agreed
 
 
 @dataclass
@@ -95,6 +100,7 @@ class Run:
     accelerator: Accelerator
     schedule: Schedule
     weights: Weights  # model, engine, optimizer, average
+    micro_batch: MicroBatch  # the images of a pass
     feed: Feed  # batches
     teacher: TeacherOutputs | None
     class_weights: Tensor | None  # [C], in the loss
@@ -117,6 +123,7 @@ class Run:
 def build(
     job: Job,
     accelerator: Accelerator,
+    micro_batch: MicroBatch,
     *,
     snapshot: Snapshot | None = None,
     skipped_steps: Collection[int] = (),
@@ -153,6 +160,7 @@ def build(
         accelerator=accelerator,
         schedule=schedule,
         weights=weights,
+        micro_batch=micro_batch,
         feed=Feed(iter(loader) if len(sampler) else iter(())),
         teacher=teacher,
         class_weights=torch.tensor(job.class_weights, device=accelerator.device) if job.class_weights else None,
@@ -163,28 +171,80 @@ def build(
     )
 
 
-def micro_batches(run: Run, step: int, events: Events) -> Iterator[MicroBatch]:
-    """Yield what this process does in a step: its virtual ranks, each in one piece or several."""
-    recipe, hosted = run.job.recipe, run.job.virtual_ranks
-    size = recipe.micro_batch_size
-    with run.norms.over_virtual_ranks(run.accelerator, len(hosted), recipe.virtual_ranks):
-        for turn, rank in enumerate(hosted):
-            run.norms.take_turn(turn)
-            batch = awaited(run.feed, step, rank)
-            events.lap("wait")
-            views = on_device(batch, run.device)
-            images = model_input(views, recipe.model)
-            events.after_batch(batch, images)
-            targets = mix_labels(
-                views.labels, views.mixing, classes=recipe.data.classes, smoothing=recipe.mix.smoothing
-            )
-            outputs = run.teacher.of(batch, images) if run.teacher else None
-            for first in range(0, len(images), size):
-                part = slice(first, first + size)
-                last = rank == hosted[-1] and first + size >= len(images)
-                part_outputs = None if outputs is None else outputs[part]
-                events.lap("input")
-                yield MicroBatch(rank, images[part], views.depth_keys[part], targets[part], part_outputs, last)
+class Inputs(NamedTuple):
+    """What the model sees and learns of b views."""
+
+    images: Tensor  # [b, 3, S, S]
+    keys: Tensor  # int64 [b]
+    targets: Tensor  # [b, classes]
+    outputs: Tensor | None  # a teacher's
+
+    def of(self, views: slice) -> "Inputs":
+        """Return those of some of the views."""
+        outputs = None if self.outputs is None else self.outputs[views]
+        return Inputs(self.images[views], self.keys[views], self.targets[views], outputs)
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """Return the inputs of several virtual ranks as one; of one, without a copy."""
+    if len(parts) == 1:
+        return parts[0]
+    images, keys, targets = (torch.cat(tensors) for tensors in list(zip(*parts, strict=True))[:3])
+    outputs = [part.outputs for part in parts if part.outputs is not None]
+    return Inputs(images, keys, targets, torch.cat(outputs) if outputs else None)
+
+
+class StepBatches:
+    """The batches of a process in a step: taken from the loader and noted once, however often the step is done."""
+
+    def __init__(self, run: Run, step: int, events: Events) -> None:
+        self._run, self._step, self._events = run, step, events
+        self._batches: list[Batch] = []
+        self._outputs: list[Tensor | None] = []  # a teacher's
+        self._seen: tuple[int, Inputs] | None = None  # a virtual rank, of which a part may have passed
+
+    def inputs(self, first: int, end: int) -> Inputs:
+        """Return those of the images from `first` up to `end`, counted through all virtual ranks of this process."""
+        of_rank = self._run.job.recipe.rank_batch
+        parts = []
+        for turn in range(first // of_rank, -(-end // of_rank)):
+            before = turn * of_rank
+            parts.append(self._of(turn).of(slice(max(first - before, 0), min(end - before, of_rank))))
+        return joined(parts)
+
+    def _of(self, turn: int) -> Inputs:
+        """Return the inputs of this process's virtual rank number `turn`: views are mixed within it."""
+        if self._seen and self._seen[0] == turn:
+            return self._seen[1]
+        run, recipe = self._run, self._run.job.recipe
+        if turn == len(self._batches):
+            self._batches.append(awaited(run.feed, self._step, run.job.virtual_ranks[turn]))
+            self._events.lap("wait")
+        batch = self._batches[turn]
+        views = on_device(batch, run.device)
+        images = model_input(views, recipe.model)
+        targets = mix_labels(views.labels, views.mixing, classes=recipe.data.classes, smoothing=recipe.mix.smoothing)
+        if turn == len(self._outputs):
+            outputs = run.teacher.of(batch, images, run.micro_batch.size) if run.teacher else None
+            self._events.after_batch(batch, images)
+            self._outputs.append(outputs)
+        self._seen = turn, Inputs(images, views.depth_keys, targets, self._outputs[turn])
+        self._events.lap("input")
+        return self._seen[1]
+
+
+def micro_batches(run: Run, batches: StepBatches) -> Iterator[tuple[Inputs, bool]]:
+    """Yield what this process does in a step, its virtual ranks end to end, a micro-batch at a time; True for the last.
+
+    Those of a network with batch norm are its virtual ranks.
+    """
+    hosted, size = run.job.virtual_ranks, run.micro_batch.size
+    images = run.micro_batch.images
+    with run.norms.over_virtual_ranks(run.accelerator, len(hosted), run.job.recipe.virtual_ranks):
+        for number, first in enumerate(range(0, images, size)):
+            run.norms.take_turn(number)
+            end = min(first + size, images)
+            yield batches.inputs(first, end), end == images
 
 
 def awaited(feed: Feed, step: int, virtual_rank: int) -> Batch:

@@ -270,6 +270,11 @@ class Events:
         steps = " or ".join(str(step) for step in (done + 1, done + 2) if step <= self.run.last_step)
         self._stop.answer = f"finishing step {steps}, then saving and stopping" if steps else "finishing the last step"
 
+    def after_halving(self, step: int, said: str) -> None:
+        """Say and log that a step is done again, with passes of fewer images."""
+        self.log.record("event", step, self._epoch(step), {"event": said})
+        self.log.say(f"step {step}  {said}; the step is done again.")
+
     def skip_step(self, step: int) -> bool:
         """Do what is due after a step that is not trained; return True to stop."""
         nothing = torch.zeros((), device=self.run.device)

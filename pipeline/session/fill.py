@@ -62,7 +62,8 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
             if batch.replaced:
                 left += 1
             else:
-                outputs.of(batch, model_input(on_device(batch, accelerator.device), recipe.model))
+                images = model_input(on_device(batch, accelerator.device), recipe.model)
+                outputs.of(batch, images, len(images))
     finally:
         outputs.flush()
     return Filled((len(missing) - left) * recipe.rank_batch, left, list(unusable.values()))

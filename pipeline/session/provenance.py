@@ -24,7 +24,7 @@ DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
 
 
-def begin_session(job: Job, device: str, from_step: int) -> None:
+def begin_session(job: Job, device: str, micro_batch: int, from_step: int) -> None:
     """Write what is known of a session at its beginning; of a run's first one, recipe.json too."""
     folder = job.folder
     if not from_step or not folder.recipe.exists():
@@ -52,7 +52,7 @@ def begin_session(job: Job, device: str, from_step: int) -> None:
             "virtual_ranks": hosting.shares(job.recipe.virtual_ranks),
             "engine": hosting.engine,
             "precision": hosting.precision,
-            "micro_batch": job.recipe.micro_batch_size,
+            "micro_batch": micro_batch,
             "workers": hosting.workers,
             "machine": {"host": platform.node(), "system": platform.platform(), "cores": hosting.cores,
                         "processor": torch.backends.cpu.get_cpu_capability(),  # which pixels depend on

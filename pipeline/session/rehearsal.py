@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.config import Log, Recipe, cost_fields
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
-from pipeline.folder import Rehearsal, RunFolder
+from pipeline.folder import Rehearsal, RunFolder, SessionLine
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import on_meta
@@ -29,7 +29,7 @@ from pipeline.session.telemetry import peak_memory
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
 from shards.dataset import Dataset, read_dataset
 from shards.errors import DamagedFile, harmless
-from shards.files import read_json, write_json
+from shards.files import read_json, read_json_lines, write_json
 from shards.synthetic import make_dataset
 from shards.terminal import plain
 
@@ -187,6 +187,7 @@ def report(job: Job, small: Job, prepared: float) -> float:
     speed = sum(line["images_per_second"] for line in timed) / len(timed)
     wait = sum(line["data_wait"] for line in timed) / len(timed)
     steps = job.schedule.total_steps
+    passed = read_json_lines(small.folder.sessions, SessionLine).good[-1]["micro_batch"]
     saved = sum(file.stat().st_size for file in (small.folder.checkpoints / f"step-{STEPS:08d}").iterdir())
     hours = steps * recipe.batch / speed / 3600
     flops = forward_flops(recipe)
@@ -206,7 +207,7 @@ def report(job: Job, small: Job, prepared: float) -> float:
         ("slower", slower(prepared, speed / max(1 - wait, 1e-9))),
         (
             "peak memory",
-            f"{peak_memory() / 2**30:.2f} GiB a process, at {small.recipe.micro_batch_size} images a micro-batch",
+            f"{peak_memory() / 2**30:.2f} GiB a process, at {passed} images a micro-batch",
         ),
         ("checkpoint", f"{saved / 1e6:,.0f} MB"),
         (
@@ -217,8 +218,7 @@ def report(job: Job, small: Job, prepared: float) -> float:
         ("peak learning rate", f"{recipe.peak_lr:.3g}"),
         (
             "hosted here",
-            f"{hosting.processes} process(es) with {hosting.shares(recipe.virtual_ranks)} virtual ranks, micro-batches "
-            f"of {recipe.micro_batch_size} images",
+            f"{hosting.processes} process(es) with {hosting.shares(recipe.virtual_ranks)} virtual ranks",
         ),
         ("time here", f"{hours:,.1f} hours at this speed, evaluation not counted"),
     ):

@@ -20,6 +20,7 @@ from pipeline.fields import differing
 from pipeline.fingerprints import DATA, START, weights_sha256
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
+from pipeline.micro_batch import MicroBatch
 from pipeline.model.finetune import fold_head_norm
 from pipeline.model.hub import timm_config
 from pipeline.session.best import Best, Record
@@ -70,11 +71,12 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
             return DONE
-        with recorded(job, accelerator, snapshot) as session:
+        micro_batch = MicroBatch(job, accelerator)
+        with recorded(job, accelerator, micro_batch, snapshot) as session:
             spike: SpikeFound | None = None
             while True:
                 try:
-                    code = run_phase(job, accelerator, snapshot, spike, stop, session, parts, quiet=quiet)
+                    code = run_phase(job, accelerator, micro_batch, snapshot, spike, stop, session, parts, quiet=quiet)
                 except SpikeFound as found:
                     spike = found.with_traceback(None)  # which would keep the run's memory
                 else:
@@ -89,6 +91,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
 def run_phase(
     job: Job,
     accelerator: Accelerator,
+    micro_batch: MicroBatch,
     snapshot: Snapshot | None,
     spike: SpikeFound | None,
     stop: StopRequest,
@@ -106,7 +109,7 @@ def run_phase(
     if job.hosting.main:
         job.folder.rewind(step)
     accelerator.wait_for_everyone()
-    run = build(job, accelerator, snapshot=snapshot, skipped_steps=steps_of(skipped))
+    run = build(job, accelerator, micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
     if snapshot:
         snapshot.tensors.clear()  # as large as the run's own, which has them now
     hosting, writer = job.hosting, parts.writer()
@@ -204,10 +207,12 @@ def locked(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> Iterator[Session]:
+def recorded(
+    job: Job, accelerator: Accelerator, micro_batch: MicroBatch, snapshot: Snapshot | None
+) -> Iterator[Session]:
     """Record a session from its beginning to its end, however that comes."""
     session = Session(snapshot.step if snapshot else 0)
-    main_alone(job, lambda: begin_session(job, str(accelerator.device), session.to_step))
+    main_alone(job, lambda: begin_session(job, str(accelerator.device), micro_batch.size, session.to_step))
     try:
         yield session
     except BaseException as error:
@@ -322,7 +327,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {hosting.processes} "
             f"process(es) ({shares}), {hosting.engine}, {run.device.type} {hosting.precision}, "
-            f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
+            f"{run.micro_batch.count} micro-batch(es) of {run.micro_batch.size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             *([f"processor {note}"] if (note := processor_note()) else []),
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",

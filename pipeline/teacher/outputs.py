@@ -39,8 +39,10 @@ class TeacherOutputs:
         self._autocast = autocast
         self._sent: list[tuple[int, int, Tensor, torch.Event | None]] = []  # step of the order, virtual rank, records
 
-    def of(self, batch: Batch, images: Tensor) -> Tensor:
+    def of(self, batch: Batch, images: Tensor, most: int) -> Tensor:
         """Return the outputs for a batch, `images` [B, 3, S, S] as the student sees it, on their device.
+
+        At most so many images pass at a time.
 
         Hard: classes, int64 [B].  Soft: log-probabilities, float32 [B, C].
         Those of a batch with replaced samples are not stored: once these are mended, its views are others.
@@ -52,7 +54,7 @@ class TeacherOutputs:
             if stored is not None:
                 records = torch.from_numpy(stored.astype("int64")).to(images.device, non_blocking=True)
                 return from_records(records, classes, distill)
-        logits = self._ask(images)
+        logits = self._ask(images, most)
         if distill.loss == "soft" and not distill.top:
             return logits.log_softmax(1)
         records = to_records(logits, distill)
@@ -61,12 +63,11 @@ class TeacherOutputs:
         return from_records(records, classes, distill)
 
     @torch.no_grad()
-    def _ask(self, images: Tensor) -> Tensor:
+    def _ask(self, images: Tensor, most: int) -> Tensor:
         if self.teacher is None:
             self.teacher = self._build()
-        size = self.recipe.micro_batch or len(images)
         with self._autocast():
-            return torch.cat([self.teacher(part).float() for part in images.split(size)])
+            return torch.cat([self.teacher(part).float() for part in images.split(most)])
 
     def _send(self, batch: Batch, records: Tensor) -> None:
         """Have records copied to the host, and store those of the batch before, which are long there."""

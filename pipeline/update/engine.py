@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import torch
 import torch.distributed as dist
@@ -42,9 +42,14 @@ Tensors = Mapping[str, Tensor]
 class Replicated:
     """Every process holds everything, and gradients are averaged over them: DDP, or one process alone."""
 
+    passes_alone: ClassVar[bool] = (
+        True  # all passes of a step but the last: where one fails, the others wait for nobody
+    )
+
     def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
         self.net = net
         self.accelerator = accelerator
+        self._recipe = recipe
         self.student = self._share(Student(net, recipe.compute))
         # after the sharing, which may have put other parameters into the net
         self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
@@ -64,6 +69,18 @@ class Replicated:
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss; over the processes they are averaged."""
         loss.backward()
+
+    def exchange_accumulated(self, images: int) -> None:
+        """Exchange gradients that were accumulated without: in a pass of so many images that adds nothing to them."""
+        size = self._recipe.model.img_size
+        blank = torch.zeros(images, 3, size, size, device=self.accelerator.device)
+        keys = torch.zeros(images, dtype=torch.int64, device=self.accelerator.device)
+        with self.exchange(last=True):
+            self.backward(self.student(blank, keys).sum() * 0.0)
+
+    def forget(self) -> None:
+        """Forget the gradients of a step that is done again."""
+        self.optimizer.zero_grad()
 
     def update(self, lr: float, clip: float) -> Tensor:
         """Take one optimizer step, forget the gradients, and return their norm before clipping, a scalar."""
@@ -116,6 +133,8 @@ class FullySharded(Replicated):
     accelerate's own FSDP trains each process alone, silently, where there is no GPU; this is the call behind it.
     """
 
+    passes_alone = False  # weights are gathered in each
+
     def _share(self, student: Student) -> nn.Module:
         device = self.accelerator.device.type
         mesh = init_device_mesh(device, (self.accelerator.num_processes,))
@@ -160,6 +179,8 @@ class FullySharded(Replicated):
 
 class Zero(Replicated):
     """DeepSpeed's ZeRO: processes share the optimizer's state (1), the gradients (2), and the weights (3)."""
+
+    passes_alone = False  # gradients go to who keeps them after each, in stages 2 and 3
 
     def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
         if accelerator.device.type == "cpu":
@@ -271,12 +292,8 @@ class Zero(Replicated):
 
     def _make_state(self) -> None:
         """Have the optimizer's state made, which comes with its first step: one at rate 0 on a gradient of 0."""
-        size = self._recipe.model.img_size
         self.student.eval()  # keeps the statistics of batch norm
-        self.exchange(last=True)
-        images = torch.zeros(1, 3, size, size, device=self.accelerator.device)
-        keys = torch.zeros(1, dtype=torch.int64, device=self.accelerator.device)
-        self.backward(self.student(images, keys).sum() * 0.0)
+        self.exchange_accumulated(1)
         self.update(0.0, 0.0)
 
 

@@ -13,6 +13,7 @@ import torch
 from pipeline.checkpoint import Writer, on_host
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import REHEARSAL, resolve
+from pipeline.micro_batch import MicroBatch
 from pipeline.request import Request
 from pipeline.train import build
 from recipes import deit_base
@@ -28,7 +29,8 @@ def main() -> None:
         dataset = make_dataset(folder / "data", classes=1000, size=32, samples={"train": 8})
         request = Request(recipe=recipe, data=str(dataset.folder), max_steps=1)
         job = resolve(request, REHEARSAL, Hosting(cores=torch.get_num_threads()))
-        run = build(job, build_accelerator(job.hosting, recipe.compute))
+        accelerator = build_accelerator(job.hosting, recipe.compute)
+        run = build(job, accelerator, MicroBatch(job, accelerator))
         for parameter in run.weights.net.parameters():
             parameter.grad = torch.ones_like(parameter)
         run.weights.engine.update(1e-6, 0.0)  # makes the moments

@@ -20,6 +20,7 @@ from pipeline.config import Recipe
 from pipeline.data.batch import Batch
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import FILLING, Job, resolve
+from pipeline.micro_batch import MicroBatch
 from pipeline.request import Request
 from pipeline.teacher.store import Store
 from pipeline.teacher.teacher import write_random_weights
@@ -74,7 +75,7 @@ def main() -> None:
         }
         fill(jobs["stored"])
         accelerator = build_accelerator(hosting, alone.compute)
-        runs = {name: build(job, accelerator) for name, job in jobs.items()}
+        runs = {name: build(job, accelerator, MicroBatch(job, accelerator)) for name, job in jobs.items()}
         rounds = [{name: seconds_a_step(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
         for run in runs.values():
             run.feed.close()

@@ -196,10 +196,10 @@ RAW: Final = f"{LIGHT} --ema.decay 0"
 MIXED: Final = RAW.replace("--mix.prob 0", "--mix.prob 1")
 ABLATION: Final = Table(
     title="Each ingredient of DeiT",
-    text="""deit_cifar10 with width 128, 3 blocks and patch 8, on 2,000 images of CIFAR-10, 160,000 views: 80 of each image,
-where DeiT's 300 epochs show 300. The whole recipe underfits at any budget that fits here (LOG.md, 2026-11-25), so the
-rows stand around one that is flat at its end: *light*, the recipe without RandAugment, mixing and repeats. What Table 8
-takes away from the recipe is added here, or taken away, one at a time.""",
+    text="""deit_cifar10 with width 128, 3 blocks and patch 8, on 2,000 images of CIFAR-10, 160,000 views: 80 of each
+image, where DeiT's 300 epochs show 300. The whole recipe underfits at any budget that fits here (LOG.md, 2026-11-25),
+so the rows stand around one that is flat at its end: *light*, the recipe without RandAugment, mixing and repeats. What
+Table 8 takes away from the recipe is added here, or taken away, one at a time.""",
     rows=(
         Row("light", "deit_cifar10", f"{LIGHT} --ema.decay 0.9998"),
         Row("SGD", "deit_cifar10", f"{RAW} --optim.name sgd --optim.nesterov --optim.lr 0.1 --optim.weight-decay 1e-4"),

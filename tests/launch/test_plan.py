@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from launch.plan import Cluster, Plan, activations, exchanged_bytes, make_plan, memory
+from launch.plan import Cluster, Plan, exchanged_bytes, make_plan
 from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
+from pipeline.memory import activations, pass_bytes, state_bytes
 from pipeline.model.build import on_meta, parameter_count
 from pipeline.request import Request
 from recipes import deit_base
@@ -44,8 +45,9 @@ def test_the_busiest_process_sets_the_pace() -> None:
 
 
 def test_memory_is_shared_as_the_engine_shares_it() -> None:
+    job = replace(resolve(Request(recipe=TINY), REHEARSAL), parameters={"all": (400, 400)})
     by_engine: dict[Any, dict[str, int]] = {
-        engine: memory(TINY, Hosting(processes=16, engine=engine, precision="bf16"), 1600, 1600)
+        engine: state_bytes(replace(job, hosting=Hosting(processes=16, engine=engine)))
         for engine in ("ddp", "zero1", "zero2", "zero3", "fsdp2")
     }
     parts = ("weights", "gradients", "moments", "ema")
@@ -55,10 +57,15 @@ def test_memory_is_shared_as_the_engine_shares_it() -> None:
     assert [by_engine["zero3"][part] for part in parts] == [100, 100, 200, 100]
     assert by_engine["fsdp2"] == by_engine["zero3"]
     several = replace(TINY, ema=replace(TINY.ema, more=(0.5, 0.99)), optim=replace(TINY.optim, name="muon"))
-    alone = memory(several, Hosting(precision="bf16"), 1600, 1600)
+    alone = state_bytes(replace(job, recipe=several))
     assert (alone["ema"], alone["moments"]) == (3 * 1600, 1600)
-    images, beside = activations(TINY, "bf16")
-    assert by_engine["ddp"]["activations"] == 4 * images + beside
+
+
+def test_a_plan_counts_what_a_pass_takes() -> None:
+    image, beside = pass_bytes(TINY, "bf16")
+    plan = planned(TINY, Cluster(nodes=1, gpus_per_node=1))
+    assert (plan.micro_batches, plan.micro_batch_size) == (3, 4)
+    assert plan.memory["activations"] == 4 * image + beside
 
 
 def test_activations_of_more_blocks_and_wider_numbers_are_more() -> None:
