@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from pipeline.data.batch import EvaluationBatches, Unusable
 from pipeline.data.device import normalize
 from pipeline.data.loader import Prepared, load
+from pipeline.devices import pins
 from pipeline.job import Job
 from pipeline.model.student import fuse, heads
 from shards.index import Index
@@ -40,7 +41,7 @@ def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataL
         batches,
         parts,
         workers=job.hosting.workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=pins(accelerator.device),
         remote=index.cache is not None,
     )
 
@@ -63,7 +64,8 @@ def evaluate(
     assert isinstance(batches, EvaluationBatches)
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
-    sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
+    # of a part: float32 holds what is counted of it exactly, and is what every accelerator has
+    sums = torch.zeros(len(nets), len(batches), 4 + two, device=accelerator.device)
     unusable = []
     for batch in loader:
         unusable += batch.unusable
@@ -80,8 +82,8 @@ def evaluate(
             loss = F.cross_entropy(logits, labels, reduction="sum")
             count = torch.tensor(len(labels), device=accelerator.device)
             right = (by_head.argmax(2) == labels).sum(1)[:two]
-            sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right]).double()
-    totals = accelerator.reduce(sums, "sum").sum(1).tolist()
+            sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right])
+    totals = accelerator.reduce(sums, "sum").cpu().double().sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):
         count = max(samples, 1)

@@ -35,6 +35,7 @@ from shards.errors import BadRequest, Problem, VitrailError, harmless
 from shards.files import atomic_write, naming, write_json
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
+NO_PROMISE: Final = "--compute.no-deterministic: a resumed run, or a second one, need not be equal bit for bit"
 
 Say = Callable[[str], None]
 
@@ -207,7 +208,7 @@ def locked(job: Job) -> Iterator[None]:
 def recorded(job: Job, accelerator: Accelerator, snapshot: Snapshot | None) -> Iterator[Session]:
     """Record a session from its beginning to its end, however that comes."""
     session = Session(snapshot.step if snapshot else 0)
-    main_alone(job, lambda: begin_session(job, str(accelerator.device), session.to_step))
+    main_alone(job, lambda: begin_session(job, accelerator.device, session.to_step))
     try:
         yield session
     except BaseException as error:
@@ -325,6 +326,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             *([f"processor {note}"] if (note := processor_note()) else []),
+            *([] if recipe.compute.deterministic else [f"bits      {NO_PROMISE}"]),
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *(
                 [f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]

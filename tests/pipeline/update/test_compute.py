@@ -17,7 +17,7 @@ SETTINGS = {
     "plain": Compute(fused_optimizer=False, tf32=False),
     "checkpointed": Compute(activation_checkpointing=True),
     "contiguous": Compute(channels_last=False),
-    "compiled": Compute(compile=True),
+    "compiled": Compute(compile="on"),
 }
 
 
@@ -53,7 +53,7 @@ def test_every_engine_compiles_and_checkpoints(dataset: Dataset, tmp_path: Path)
 
 
 def test_a_step_in_pieces_is_not_compiled() -> None:
-    recipe = replace(HERE, compute=Compute(compile=True))
+    recipe = replace(HERE, compute=Compute(compile="on"))
     assert [problem.field for problem in hosting_problems(recipe, 3, "zero3")] == ["compute.compile"]
 
 
