@@ -209,7 +209,8 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
     if recipe.compute.compile == "on" and engine == "zero3":
         yield Problem(
             "compute.compile",
-            f"--compute.compile on: {engine} fetches weights layer by layer, which leaves pieces to compile. Take FSDP2.",
+            f"--compute.compile on: {engine} fetches weights layer by layer, which leaves pieces to compile. Take "
+            f"FSDP2.",
         )
 
 

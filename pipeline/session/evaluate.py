@@ -46,6 +46,18 @@ def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataL
     )
 
 
+def counted(by_head: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what is added up over parts, float32 [4 + H], for logits [H, B, C] of the heads and [B, C] of the model.
+
+    Right answers, labels among the five best, cross-entropy, images; and right answers of each head.
+    """
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    count = loss.new_full((), len(labels))  # on the device: a number of the host's would be waited for
+    right = (by_head.argmax(2) == labels).sum(1)
+    return torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right])
+
+
 @torch.inference_mode()
 def evaluate(
     nets: Mapping[str, nn.Module],
@@ -78,11 +90,7 @@ def evaluate(
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
             note(name, records.field("sample"), labels, logits)
-            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            count = torch.tensor(len(labels), device=accelerator.device)
-            right = (by_head.argmax(2) == labels).sum(1)[:two]
-            sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right])
+            sums[number, batch.part] = counted(by_head, logits, labels)[: sums.shape[2]]
     totals = accelerator.reduce(sums, "sum").cpu().double().sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):

@@ -207,8 +207,8 @@ def report(job: Job, small: Job, prepared: float) -> float:
         ("slower", slower(prepared, speed / max(1 - wait, 1e-9))),
         (
             "peak memory",
-            f"{devices.peak_memory(devices.current()) / 2**30:.2f} GiB a process, at {small.recipe.micro_batch_size} images "
-            f"a micro-batch",
+            f"{devices.peak_memory(devices.current()) / 2**30:.2f} GiB a process, at "
+            f"{small.recipe.micro_batch_size} images a micro-batch",
         ),
         ("checkpoint", f"{saved / 1e6:,.0f} MB"),
         (
