@@ -314,6 +314,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             *([job.taught_by] if job.taught_by else []),
         ]
     )
+    precision = f"{hosting.precision}, compiled" if hosting.compiled else hosting.precision
     shares = ", ".join(str(share) for share in hosting.shares(recipe.virtual_ranks))
     return "\n".join(
         [
@@ -322,7 +323,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"data      {job.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {hosting.processes} "
-            f"process(es) ({shares}), {hosting.engine}, {run.device.type} {hosting.precision}{', compiled' if hosting.compiled else ''}, "
+            f"process(es) ({shares}), {hosting.engine}, {run.device.type} {precision}, "
             f"{len(job.virtual_ranks) * recipe.micro_batches} micro-batches of {recipe.micro_batch_size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             *([f"processor {note}"] if (note := processor_note()) else []),
