@@ -357,12 +357,14 @@ def _compiled(job: Job, device: torch.device) -> bool:
     repay them, and of blocks that are all alike. Batch norm's momentum changes within a step, which would be compiled
     anew.
     """
-    recipe, steps = job.recipe, job.schedule.total_steps
-    if recipe.compute.compile != "auto":
-        return recipe.compute.compile == "on"
-    if not compiles(device) or job.hosting.engine == "zero3" or min(steps, job.max_steps or steps) < REPAID:
+    if job.recipe.compute.compile != "auto":
+        return job.recipe.compute.compile == "on"
+    if not compiles(device) or job.hosting.engine == "zero3":
         return False
-    net = on_meta(recipe)
+    steps = job.schedule.total_steps
+    if min(steps, job.max_steps or steps) < REPAID:
+        return False
+    net = on_meta(job.recipe)
     return hasattr(net, "blocks") and not BatchNorms(net)
 
 
