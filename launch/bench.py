@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from launch.bench_loader import BenchLoader
 from launch.loaders import rand_augment_of_timm
-from launch.measured import ALL_CORES, Bench, Measured, alone, device, in_turn, settled
+from launch.measured import ALL_CORES, Bench, Measured, alone, in_turn, settled
+from pipeline import devices
 from pipeline.checkpoint import Writer
 from pipeline.config import Compute, Precision, Recipe
 from pipeline.data.loader import LOOK_AHEAD
@@ -39,7 +40,7 @@ from pipeline.memory import activations
 from pipeline.micro_batch import MicroBatch
 from pipeline.model.build import build_model, build_student, on_meta
 from pipeline.model.finetune import rate_scales
-from pipeline.model.student import Student
+from pipeline.model.student import Student, compile_blocks
 from pipeline.session.best import Best
 from pipeline.session.events import Events
 from pipeline.session.log import Log
@@ -116,10 +117,11 @@ def timed(step: Callable[[], Any], images: int, before: int = 1) -> float:
 SETTINGS: Final[Mapping[str, tuple[Compute, Precision]]] = {
     "fp32": (Compute(), "fp32"),
     "bf16": (Compute(), "bf16"),
-    "bf16, compile": (Compute(compile=True), "bf16"),
+    "bf16, compile": (Compute(compile="on"), "bf16"),
     "bf16, activation-checkpointing": (Compute(activation_checkpointing=True), "bf16"),
     "bf16, no-channels-last": (Compute(channels_last=False), "bf16"),
     "bf16, no-fused-optimizer": (Compute(fused_optimizer=False), "bf16"),
+    "bf16, no-deterministic": (Compute(deterministic=False), "bf16"),
 }
 
 
@@ -130,7 +132,7 @@ def bench_step(recipe: Recipe) -> Measured:
         if compute.activation_checkpointing and not isinstance(on_meta(recipe), VisionTransformer):
             continue
         small = replace(alone(recipe, precision), compute=compute)
-        arms[name] = on_one_batch(small, Student(build_student(small), compute))
+        arms[name] = on_one_batch(small, Student(build_student(small), compute, compiled=compute.compile == "on"))
         image, _ = activations(small, precision)
         notes[name] = f"{image / 1e6:.1f} MB kept for an image's backward pass"
     return in_turn(f"step of {recipe.name}, {alone(recipe, 'fp32').batch} images", arms, "bf16", notes)
@@ -138,7 +140,7 @@ def bench_step(recipe: Recipe) -> Measured:
 
 def on_one_batch(recipe: Recipe, model: nn.Module) -> Arm:
     """Return the bare loop: model, loss, optimizer, and one batch that is always the same."""
-    where = device()
+    where = devices.current()
     model.to(where).train()
     size, images = recipe.model.img_size, recipe.batch
     pixels = torch.randn(images, size, size, 3, device=where).permute(0, 3, 1, 2)  # as they are decoded
@@ -185,6 +187,8 @@ def against_a_bare_loop(job: Job, loader_cores: int) -> Measured:
     with ExitStack() as stack:
         ours = training(job, loader_cores, stack)
         net = build_model(recipe.model.from_scratch, recipe.data.classes, recipe.seed)
+        if job.hosting.compiled:
+            compile_blocks(net)
         arms = {"vitrail, from shards": ours, "bare loop, one batch": on_one_batch(recipe, net)}
         what = f"{recipe.name}, bf16, {recipe.batch} images a step{kept(loader_cores)}"
         return in_turn(what, arms, "bare loop, one batch")
@@ -260,7 +264,7 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     dataset = dataset or made_up(recipe, folder / "data")
     extract(dataset, folder / "images")
-    model, mix, augment, where = recipe.model, recipe.mix, recipe.augment, device()
+    model, mix, augment, where = recipe.model, recipe.mix, recipe.augment, devices.current()
     assert model.mean, "a job's recipe has it"
     assert model.std, "and this"
     net = build_model(model.from_scratch, recipe.data.classes, recipe.seed).to(where)

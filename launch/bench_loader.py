@@ -34,7 +34,6 @@ from launch.measured import (
     alone,
     compared,
     cpu_seconds,
-    device,
     rounds_of,
     settled,
     spread,
@@ -44,6 +43,7 @@ from pipeline.data.augment import CROPS, augment
 from pipeline.data.batch import Batch, TrainingBatches
 from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
+from pipeline.devices import current
 from pipeline.randomness import Purpose
 from pipeline.session.rehearsal import made_up
 from shards.dataset import Dataset
@@ -334,7 +334,7 @@ def by_stage(recipe: Recipe, index: Index) -> Callable[[], dict[str, float]]:
         for step in islice(steps, PROFILED):
             batch = batches[step, 0]
             with watch.stage("transfer"):
-                model_input(on_device(batch, device()), recipe.model)
+                model_input(on_device(batch, current()), recipe.model)
         return {stage: 1000 * watch.seconds[stage] / (PROFILED * recipe.batch) for stage in STAGES}
 
     return a_round

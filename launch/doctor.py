@@ -21,6 +21,7 @@ from launch.verb import RecipeVerb, resolved
 from pipeline.config import Recipe
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory
 from pipeline.data.version import processor_note
+from pipeline.devices import ALONE, current, device_name, memory
 from pipeline.hosting import Hosting
 from pipeline.job import PLANNING, Job, open_data
 from pipeline.session.provenance import versions
@@ -72,7 +73,7 @@ def examine(job: Job, data: str) -> list[Finding]:
         processor(),
         libraries(),
         name_and_port(),
-        all_reduce(job.hosting, max(2, torch.accelerator.device_count())),
+        all_reduce(job.hosting, torch.accelerator.device_count() or 2),
         shared_memory(job),
         disk(job),
         clock(job),
@@ -82,13 +83,16 @@ def examine(job: Job, data: str) -> list[Finding]:
 
 def devices(job: Job) -> Finding:
     """Which devices there are, and what `--precision auto` becomes on them."""
-    if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-        free, total = torch.cuda.mem_get_info()
-        found = f"{len(names)} x {names[0]}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
-    else:
+    device = current()
+    free, total = memory(device)
+    if device.type == "cpu":
         cores = len(psutil.Process().cpu_affinity())
-        found = f"no GPU; {cores} cores, {psutil.virtual_memory().available / 2**30:.1f} GiB of memory free"
+        found = f"no GPU; {cores} cores, {free / 2**30:.1f} GiB of memory free"
+    else:
+        found = (
+            f"{torch.accelerator.device_count()} x {device_name(device)} ({device.type}), "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free on the first"
+        )
     return Finding("devices", True, f"{found}; precision {job.recipe.precision} is {job.hosting.precision}")
 
 
@@ -121,24 +125,28 @@ def all_reduce(hosting: Hosting, processes: int) -> Finding:
 
     Those are the processes of the launcher, on all its nodes, where one has started this; else some started here.
     """
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    device = current()
+    if device.type in ALONE:
+        return Finding("all-reduce", None, f"on {device.type} a run is one process")
+    backend = dist.get_default_backend_for_device(device)
     launched = hosting.processes
     processes = launched if launched > 1 else processes
     started = time.monotonic()
     try:
         if launched > 1:
-            _add_up(hosting.process, processes, backend, "env://", hosting.local_process)
+            _add_up(hosting.process, processes, device.type, "env://", hosting.local_process)
         else:
             with tempfile.TemporaryDirectory() as scratch:
-                arguments = (processes, backend, f"file://{scratch}/store")
+                arguments = (processes, device.type, f"file://{scratch}/store")
                 torch.multiprocessing.spawn(_add_up, arguments, nprocs=processes)
     except Exception as error:  # whatever a process died of, it is the finding
         return Finding("all-reduce", False, f"{processes} processes, {backend}: {str(error).strip().splitlines()[-1]}")
     return Finding("all-reduce", True, f"{processes} processes, {backend}: {time.monotonic() - started:.1f} s in all")
 
 
-def _add_up(rank: int, processes: int, backend: str, meeting: str, number: int | None = None) -> None:
-    device = torch.device(f"cuda:{rank if number is None else number}" if backend == "nccl" else "cpu")
+def _add_up(rank: int, processes: int, kind: str, meeting: str, number: int | None = None) -> None:
+    device = torch.device(kind) if kind == "cpu" else torch.device(kind, rank if number is None else number)
+    backend = dist.get_default_backend_for_device(device)
     limit = timedelta(seconds=PATIENCE)
     dist.init_process_group(backend, meeting, rank=rank, world_size=processes, timeout=limit)
     numbers = torch.full((1_000_000,), float(rank), device=device)

@@ -577,7 +577,7 @@ def _running(theirs: Theirs, to: Translation) -> None:
     if theirs["grad-checkpointing"]:
         to.take("compute.activation_checkpointing", True, "grad-checkpointing")
     if theirs["torchcompile"]:
-        to.take("compute.compile", True, "torchcompile")
+        to.take("compute.compile", "on", "torchcompile")
 
 
 def _distillation(theirs: Theirs, to: Translation) -> None:

@@ -135,11 +135,6 @@ def alone(recipe: Recipe, precision: Precision) -> Recipe:
     )
 
 
-def device() -> torch.device:
-    """Return the accelerator, or the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
 def cpu_seconds() -> float:
     """Return the processor time that this process and its loader workers have had so far, seconds of a core."""
     process = psutil.Process()

@@ -24,6 +24,7 @@ from pipeline.data.augment import center
 from pipeline.data.device import normalize
 from pipeline.data.loader import load
 from pipeline.data.record import room
+from pipeline.devices import pins, to_device
 from pipeline.hosting import build_accelerator
 from pipeline.job import PREDICTING, Job
 from pipeline.model.build import build_student
@@ -213,13 +214,13 @@ def predictions(job: Job, asked: Sequence[Asked], top: int) -> Iterator[tuple[st
         batches,
         range(len(batches)),
         workers=min(job.hosting.workers, len(batches) - 1),  # of one batch, this process alone is faster
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=pins(accelerator.device),
         remote=any("://" in one.name for one in asked),
     )
     for batch in progress(loader, len(batches), "looking"):
         answers: dict[int, Any] = dict(batch.wrong)
         if batch.places:
-            images = normalize(batch.images.to(accelerator.device, non_blocking=True), recipe.model)
+            images = normalize(to_device(batch.images, accelerator.device), recipe.model)
             with accelerator.autocast():
                 by_head = heads(net, images).float()
             probabilities = fuse(by_head, recipe.distill.fusion).softmax(1)

@@ -215,9 +215,9 @@ FLAGS: Final = (
     Flag("grad-checkpointing", "switch", ABSENT, False, "compute.activation_checkpointing"),
     Flag("torchcompile", "text", ABSENT, None, "compute.compile"),
     Flag("torchcompile-mode", "text", ABSENT, None, why="--compute.compile takes torch's default mode"),
-    Flag("torchscript", "switch", ABSENT, False, why="--compute.compile is what a recipe has"),
-    Flag("fuser", "text", ABSENT, "", why="--compute.compile is what a recipe has"),
-    Flag("aot-autograd", "switch", ABSENT, False, why="--compute.compile is what a recipe has"),
+    Flag("torchscript", "switch", ABSENT, False, why="--compute.compile on is what a recipe has"),
+    Flag("fuser", "text", ABSENT, "", why="--compute.compile on is what a recipe has"),
+    Flag("aot-autograd", "switch", ABSENT, False, why="--compute.compile on is what a recipe has"),
     Flag("fast-norm", "switch", ABSENT, False, why="norms are computed as torch does"),
     # hosting, files, logs
     Flag("device", "text", "cuda", "cuda", why=HOSTING),

@@ -36,6 +36,7 @@ Metric = Literal["none", "top1", "top5", "loss"]  # `pipeline/session/best.py`
 Precision = Literal["bf16", "fp32"]
 Crop = Literal["resized", "padded", "simple", "whole"]  # `pipeline/data/augment.py`
 Policy = Literal["rand", "rand_tf", "auto", "auto_v0", "three"]  # `pipeline/data/policy.py`
+Switch = Literal["auto", "on", "off"]
 Interpolation = Literal["bicubic", "bilinear"]
 ClassWeights = tuple[float, ...] | Literal["balanced"]
 Channels = tuple[float, float, float]  # a number for each of red, green and blue
@@ -254,11 +255,12 @@ class Checkpoint:
 class Compute:
     """How the device computes a step: speed and memory, and no number but for rounding (docs/speed.md)."""
 
-    compile: Annotated[bool, FREE, COST] = False  # torch.compile each block, or a network that has none as a whole
+    compile: Annotated[Switch, FREE, COST] = "auto"  # torch.compile each block; auto: on a GPU, in a run that repays it
     activation_checkpointing: Annotated[bool, FREE, COST] = False  # keep a block's input, compute the rest again
     channels_last: Annotated[bool, FREE, COST] = True  # memory layout of images and convolutions
     fused_optimizer: Annotated[bool, FREE, COST] = True  # one kernel updates all parameters
     tf32: Annotated[bool, FREE, COST] = True  # matrix products of fp32 on a GPU
+    deterministic: Annotated[bool, FREE, COST] = True  # the same hosting gives the same bits, on a GPU too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

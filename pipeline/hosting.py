@@ -21,9 +21,11 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from pipeline import devices
 from pipeline.config import Compute, EngineName, Precision, Recipe
+from pipeline.determinism import determinism_problems, promise
+from pipeline.devices import device_problems
 from pipeline.errors import TrainingError
-from pipeline.library_internals import cpu_has_bf16
 from shards.errors import BadRequest, Problem, harmless
 
 REPOSITORY: Final = Path(__file__).parents[1]
@@ -39,7 +41,7 @@ OTHER_GROUPS: Final = {  # how many processes another program started, which tor
 UNREAD: Final = {  # what `accelerate launch` hands on and a run does not read: what says nothing, its flag, the way on
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", "--gradient_accumulation_steps", "--micro-batch says how many "
                                                "images pass at a time, and changes no number"),
-    "ACCELERATE_DYNAMO_BACKEND": ("no", "--dynamo_backend", "--compute.compile compiles"),
+    "ACCELERATE_DYNAMO_BACKEND": ("no", "--dynamo_backend", "--compute.compile on compiles"),
     "FSDP_OFFLOAD_PARAMS": ("false", "--fsdp_offload_params", "weights stay on their device"),
     "FSDP_ACTIVATION_CHECKPOINTING": ("false", "--fsdp_activation_checkpointing",
                                       "--compute.activation-checkpointing does that"),
@@ -61,6 +63,7 @@ class Hosting:
     precision: Precision = "fp32"
     workers: int = 0  # loader processes beside each process
     cores: int = 1  # of a process
+    compiled: bool = False  # the model's blocks, by torch.compile; decided when a request is resolved
 
     @property
     def main(self) -> bool:
@@ -94,8 +97,11 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
 
     Raises BadRequest where what the launcher says cannot be, or names an engine that is none of ours.
     """
-    precision = native_precision() if recipe.precision == "auto" else recipe.precision
-    if found := [*_group_problems(), *_unread_problems(precision)]:
+    device = devices.current()
+    precision = native_precision(device) if recipe.precision == "auto" else recipe.precision
+    found = [*_group_problems(), *_unread_problems(precision), *determinism_problems(recipe.compute, device)]
+    found += device_problems(device, _number("WORLD_SIZE", 1))
+    if found:
         raise BadRequest(found)
     settings: dict[str, Any] = {}
     engine: EngineName = "ddp"
@@ -206,11 +212,9 @@ def _workers(recipe: Recipe, cores: int) -> int:
     return min(cores, MOST_WORKERS) if torch.accelerator.is_available() else 1
 
 
-def native_precision() -> Precision:
-    """Return the precision that this machine is fastest in: bf16 where the processor computes in it, else fp32."""
-    on_gpu = torch.cuda.is_available()
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
-    return "bf16" if native else "fp32"
+def native_precision(device: torch.device) -> Precision:
+    """Return the precision that a device is fastest in: bf16 where it computes in it, else fp32."""
+    return "bf16" if devices.has_native_bf16(device) else "fp32"
 
 
 def engine_of_config(path: Path) -> EngineName:
@@ -282,10 +286,15 @@ def _waited_for(hosting: Hosting) -> Iterator[None]:
 
 
 def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
-    """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
-    on_cpu = not torch.accelerator.is_available()
+    """Return the Accelerator of this process, before which the device has computed nothing.
+
+    Raises TrainingError if it sees fewer processes than were started, or another device.
+    """
+    promise(compute)  # what cuBLAS is told has to be said before it starts
+    device = devices.current()
+    on_cpu = device.type == "cpu"
     # buffers are equal everywhere already, batch norm's by `pipeline/model/batch_norm.py`
-    exchange = DistributedDataParallelKwargs(broadcast_buffers=False)
+    exchange = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
     mixed = "bf16" if hosting.precision == "bf16" else "no"
     with _engine_hidden(), _waited_for(hosting):
         accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[exchange])
@@ -294,11 +303,13 @@ def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
             f"The launcher started {hosting.processes} processes, but Accelerate formed a group of "
             f"{accelerator.num_processes}: each would train alone. Check its configuration file (accelerate env)."
         )
+    if accelerator.device.type != device.type:
+        raise TrainingError(
+            f"torch computes on {device.type}, and Accelerate on {accelerator.device.type}. Check its configuration "
+            f"file (accelerate env), and which device the environment hides."
+        )
     if on_cpu:  # accelerate and torchrun leave one thread a process
         torch.set_num_threads(hosting.cores)
-    # one algorithm, chosen without timing: with the same hosting a resumed run is equal bit for bit
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
     torch.set_float32_matmul_precision("high" if compute.tf32 else "highest")
     torch.backends.cudnn.allow_tf32 = compute.tf32
     return accelerator

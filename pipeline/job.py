@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import torch
 from timm.layers import PatchEmbed
 
 from pipeline import checkpoint
@@ -21,6 +22,7 @@ from pipeline.config import Model, Recipe, identity
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory, shared_memory
 from pipeline.data.order import Order, order_of
 from pipeline.data.version import views_version
+from pipeline.devices import compiles, current
 from pipeline.errors import StoreError
 from pipeline.fingerprints import CLASSES, DATA, START, TEACHER, VIEWS, json_sha256, unchanged_sha256
 from pipeline.folder import RunFolder
@@ -46,6 +48,7 @@ from shards.open import Opener, Reading
 
 SHOWN: Final = 3  # of many names, in a sentence
 FLOAT: Final = 4  # bytes
+REPAID: Final = 1000  # steps after which compiling has saved more than the minutes that it took
 
 
 class Need(NamedTuple):
@@ -237,6 +240,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     if need.loader and job.dataset and not found:
         found += _cache_problems(job)
     if not found:
+        job = replace(job, hosting=replace(hosting, compiled=need.train and need.model and _compiled(job, current())))
         job = replace(job, fingerprints=_fingerprints(job, need))
         if need.store and recipe.distill.store and hosting.main:
             found += _store_problems(job)
@@ -344,6 +348,24 @@ def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
             f"rank's images; for smaller ones take more --virtual-ranks.",
         )
     return parameters_by_part(net)
+
+
+def _compiled(job: Job, device: torch.device) -> bool:
+    """Return whether a job's model is compiled.
+
+    `auto` does it where it is faster and takes minutes alone: on a device that has a compiler, in a run long enough to
+    repay them, and of blocks that are all alike. Batch norm's momentum changes within a step, which would be compiled
+    anew.
+    """
+    if job.recipe.compute.compile != "auto":
+        return job.recipe.compute.compile == "on"
+    if not compiles(device) or job.hosting.engine == "zero3":
+        return False
+    steps = job.schedule.total_steps
+    if min(steps, job.max_steps or steps) < REPAID:
+        return False
+    net = on_meta(job.recipe)
+    return hasattr(net, "blocks") and not BatchNorms(net)
 
 
 def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:

@@ -126,6 +126,11 @@ def move_towards(tensors: list[Tensor], ends: list[Tensor], share: float) -> Non
     torch._foreach_lerp_(tensors, ends, weight=share)
 
 
+def copy_all(tensors: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy tensors into others, all in one kernel where there is one."""
+    torch._foreach_copy_(tensors, sources)
+
+
 def exchange_over_torch_alone() -> None:
     """Keep DeepSpeed from an exchange of its own on the CPU.
 

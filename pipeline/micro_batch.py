@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from pipeline import devices
 from pipeline.errors import TrainingError
 from pipeline.folder import RunFolder
 from pipeline.job import Job
@@ -43,7 +44,7 @@ class MicroBatch:
         memory = memory_of(accelerator.device) if self._divisible else None
         most = kept(job.folder).get(self._hosting) or most_images(job, memory)
         # engines that exchange weights in every pass take as many passes on every process
-        self.most = min(gather_object([most]))
+        self.most = min(gather_object([most])) if self._processes > 1 else most
         self._unsettled = SETTLING
 
     @property
@@ -126,13 +127,8 @@ def even_size(images: int, most: int) -> int:
 
 
 def memory_of(device: torch.device) -> int | None:
-    """Return the bytes that an accelerator has in all, None for a CPU and for one that does not say."""
-    if device.type == "cpu":
-        return None
-    try:
-        return torch.accelerator.get_memory_info(device)[1]
-    except (RuntimeError, NotImplementedError):
-        return None
+    """Return the bytes that a device has of its own, None where it computes in the machine's."""
+    return None if device.type in devices.SHARED_MEMORY else devices.memory(device)[1]
 
 
 def hosting_said(job: Job, device: torch.device) -> str:

@@ -206,10 +206,11 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
             f"in one piece, which {engine} takes apart. Take DDP.",
         )
-    if recipe.compute.compile and engine == "zero3":
+    if recipe.compute.compile == "on" and engine == "zero3":
         yield Problem(
             "compute.compile",
-            f"--compute.compile: {engine} fetches weights layer by layer, which leaves pieces to compile. Take FSDP2.",
+            f"--compute.compile on: {engine} fetches weights layer by layer, which leaves pieces to compile. Take "
+            f"FSDP2.",
         )
 
 

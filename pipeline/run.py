@@ -18,6 +18,7 @@ from typing import Final, NoReturn
 import torch
 
 from pipeline.config import Recipe
+from pipeline.determinism import remedy
 from pipeline.folder import gone
 from pipeline.hosting import launched_process
 from pipeline.job import REHEARSAL, TRAINING, resolve
@@ -58,6 +59,8 @@ def main(recipe: Recipe, *, parts: Parts = PARTS, adapt: Callable[[Recipe], Reci
         print(harmless(f"{recipe.name}: {sentence(error)}"), file=sys.stderr)
     except Exception as error:  # a mistake of ours, or of the machine: printed in full, then ended like any other
         code = FAILED
+        if way := remedy(error):
+            print(f"{recipe.name}: {harmless(way)}", file=sys.stderr)
         if is_lost_process(error):
             print(f"{recipe.name}: process {launched_process()} {LOST}", file=sys.stderr)
         print(harmless(traceback.format_exc()), end="", file=sys.stderr)

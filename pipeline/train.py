@@ -14,6 +14,7 @@ from pipeline.data.batch import Batch, TrainingBatches
 from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import Feed, StepSampler, load
 from pipeline.data.mix import mix_labels
+from pipeline.devices import pins
 from pipeline.errors import LoaderError
 from pipeline.job import Job
 from pipeline.micro_batch import MicroBatch
@@ -146,13 +147,13 @@ def build(
     )
     teacher = None
     if recipe.distill.teacher:
-        teacher = open_outputs(recipe, job.order, job.store_fingerprint, accelerator)
+        teacher = open_outputs(recipe, job.order, job.store_fingerprint, accelerator, compiled=job.hosting.compiled)
     sampler = StepSampler(range(first_step, last_step), job.virtual_ranks, skipped_steps)
     loader = load(
         TrainingBatches(recipe, job.index),
         sampler,
         workers=job.hosting.workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=pins(accelerator.device),
         remote=job.index.cache is not None,
     )
     return Run(

@@ -61,7 +61,8 @@ def normalize(images: Tensor, model: Model) -> Tensor:
 def _scale(mean: Channels | None, std: Channels | None, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return what a row of pixels is multiplied with, and what is added to it, [3 S] both: copied to a device once."""
     means, stds = (torch.tensor(of, dtype=torch.float64).repeat(size) for of in (mean, std))
-    return (1 / 255 / stds).float().to(device), (-means / stds).float().to(device)
+    factor, summand = (1 / 255 / stds).float(), (-means / stds).float()
+    return factor.to(device, non_blocking=True), summand.to(device, non_blocking=True)
 
 
 def erase(images: Tensor, boxes: Boxes, keys: Tensor) -> Tensor:

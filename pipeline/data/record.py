@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from pipeline.devices import to_device
 from pipeline.errors import LoaderError
 from pipeline.library_internals import shared_bytes
 
@@ -63,8 +64,8 @@ class Records(NamedTuple):
         return self._replace(block=self.block[:count])
 
     def to(self, device: torch.device) -> "Records":
-        """Return the same records on a device: one copy, which nothing waits for where the host's are pinned."""
-        return self._replace(block=self.block.to(device, non_blocking=True))
+        """Return the same records on a device, in one copy (`to_device`)."""
+        return self._replace(block=to_device(self.block, device))
 
     @property
     def host(self) -> NDArray[np.void]:

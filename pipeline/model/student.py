@@ -34,6 +34,15 @@ def fuse(logits: Tensor, fusion: Literal["paper", "code"]) -> Tensor:
     return logits.log_softmax(2).logsumexp(0)
 
 
+def compile_blocks(net: nn.Module) -> None:
+    """Have torch compile each block of a model where it is first used, or a model that has none as a whole.
+
+    One compilation serves all blocks, and engines exchange a block's gradients when it is done.
+    """
+    for part in getattr(net, "blocks", [net]):
+        part.compile()
+
+
 class KeyedDropPath(nn.Module):
     """Stochastic depth that takes its decision for each view from the student instead of drawing it."""
 
@@ -99,7 +108,7 @@ class Student(nn.Module):
 
     drop_rates: Tensor  # [D]
 
-    def __init__(self, net: nn.Module, compute: Compute | None = None) -> None:
+    def __init__(self, net: nn.Module, compute: Compute | None = None, *, compiled: bool = False) -> None:
         super().__init__()
         compute = compute or Compute()
         self.net = net
@@ -113,10 +122,8 @@ class Student(nn.Module):
         self.dropouts = [module for module in net.modules() if isinstance(module, KeyedDropout)]
         rates = torch.tensor([module.drop_prob for module in self.drop_paths])
         self.register_buffer("drop_rates", rates, persistent=False)
-        if compute.compile:
-            # by block: one compilation serves all, and engines exchange a block's gradients when it is done
-            for part in getattr(net, "blocks", [net]):
-                part.compile()
+        if compiled:
+            compile_blocks(net)
 
     def train(self, mode: bool = True) -> "Student":
         """Set the mode of what is trained; what is not stays in evaluation mode."""

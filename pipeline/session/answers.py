@@ -45,21 +45,22 @@ class Gathering:
         self._accelerator = accelerator
         self._count = min(ANSWERS, classes)
         # a row a sample: how often it came, label, loss, answers, probabilities; processes add up what each has
-        self._table = torch.zeros(size, 3 + 2 * self._count, dtype=torch.float64, device=accelerator.device)
+        # in float32, which holds a class's number exactly and is what every accelerator has
+        self._table = torch.zeros(size, 3 + 2 * self._count, device=accelerator.device)
 
     def note(self, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
         """Take note of labels [B] and logits [B, C] for some samples [B] of the split, all on the device."""
         best = logits.softmax(1).topk(self._count)
         losses = F.cross_entropy(logits, labels, reduction="none")
         rows = torch.column_stack([torch.ones_like(losses), labels, losses, best.indices, best.values])
-        self._table[samples] += rows.double()
+        self._table[samples] += rows
 
     def of_all(self, unusable: Sequence[int] | None = None) -> Answers:
         """Return the answers of all processes, which all must ask for.
 
         Raises VitrailError unless every sample came once, but for those that are `unusable`, if they are named.
         """
-        table = self._accelerator.reduce(self._table, "sum").cpu()
+        table = self._accelerator.reduce(self._table, "sum").cpu().double()
         came = table[:, 0]
         if unusable is not None:
             usable = torch.ones_like(came)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from pipeline.data.batch import EvaluationBatches, Unusable
 from pipeline.data.device import normalize
 from pipeline.data.loader import Prepared, load
+from pipeline.devices import pins
 from pipeline.job import Job
 from pipeline.model.student import fuse, heads
 from shards.index import Index
@@ -40,9 +41,21 @@ def evaluation_loader(job: Job, index: Index, accelerator: Accelerator) -> DataL
         batches,
         parts,
         workers=job.hosting.workers,
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=pins(accelerator.device),
         remote=index.cache is not None,
     )
+
+
+def counted(by_head: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return what is added up over parts, float32 [4 + H], for logits [H, B, C] of the heads and [B, C] of the model.
+
+    Right answers, labels among the five best, cross-entropy, images; and right answers of each head.
+    """
+    best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    count = loss.new_full((), len(labels))  # on the device: a number of the host's would be waited for
+    right = (by_head.argmax(2) == labels).sum(1)
+    return torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right])
 
 
 @torch.inference_mode()
@@ -63,7 +76,8 @@ def evaluate(
     assert isinstance(batches, EvaluationBatches)
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
-    sums = torch.zeros(len(nets), len(batches), 4 + two, dtype=torch.float64, device=accelerator.device)
+    # of a part: float32 holds what is counted of it exactly, and is what every accelerator has
+    sums = torch.zeros(len(nets), len(batches), 4 + two, device=accelerator.device)
     unusable = []
     for batch in loader:
         unusable += batch.unusable
@@ -76,12 +90,8 @@ def evaluate(
                 by_head = heads(net, images).float()
             logits = fuse(by_head, recipe.distill.fusion)
             note(name, records.field("sample"), labels, logits)
-            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            count = torch.tensor(len(labels), device=accelerator.device)
-            right = (by_head.argmax(2) == labels).sum(1)[:two]
-            sums[number, batch.part] = torch.stack([best[:, 0].sum(), best.sum(), loss, count, *right]).double()
-    totals = accelerator.reduce(sums, "sum").sum(1).tolist()
+            sums[number, batch.part] = counted(by_head, logits, labels)[: sums.shape[2]]
+    totals = accelerator.reduce(sums, "sum").cpu().double().sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):
         count = max(samples, 1)

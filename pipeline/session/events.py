@@ -26,6 +26,7 @@ from pipeline import checkpoint
 from pipeline.checkpoint import Writer
 from pipeline.data.batch import Batch, EvaluationBatches
 from pipeline.data.loader import STOP_SIGNALS
+from pipeline.devices import Sent, peak_memory, to_host
 from pipeline.errors import TrainingError
 from pipeline.model.finetune import rate_scales
 from pipeline.session.answers import Answers, Gathering
@@ -38,7 +39,7 @@ from pipeline.session.profiler import Profiler
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.session.tally import Tally
-from pipeline.session.telemetry import Laps, peak_memory
+from pipeline.session.telemetry import Laps
 from pipeline.train import Run
 from shards.files import naming
 from shards.index import Index
@@ -183,7 +184,7 @@ class Events:
         self._tell(run.first_step)
         self._save_asked = False
         self._writer = writer
-        self._sent: deque[tuple[int, Tensor, torch.Event | None]] = deque()
+        self._sent: deque[tuple[int, Sent]] = deque()
         self._report: Report | None = None
         self._started = time.monotonic() - seconds
         self._saved_at = self._mark = time.monotonic()
@@ -288,12 +289,7 @@ class Events:
         flags = flags.to(self.run.device, non_blocking=True)
         shares = torch.cat([losses / self.recipe.rank_batch, agreed[None] / self.recipe.batch])
         known = self.run.accelerator.reduce(torch.cat([shares, flags]), "sum")
-        known = torch.cat([known, norm[None]]).to("cpu", non_blocking=True)
-        copied = None
-        if self.run.device.type == "cuda":
-            copied = torch.Event("cuda")
-            copied.record()
-        self._sent.append((step, known, copied))
+        self._sent.append((step, to_host(torch.cat([known, norm[None]]))))
 
     def _receive(self, through: int) -> None:
         """Take in what was sent of the steps up to `through`.
@@ -301,10 +297,8 @@ class Events:
         Raises TrainingError where the run cannot go on, SpikeFound where it can if steps are skipped.
         """
         while self._sent and self._sent[0][0] <= through:
-            step, known, copied = self._sent.popleft()
-            if copied:
-                copied.synchronize()
-            *losses, agreement, stop, save, news, norm = known.tolist()
+            step, known = self._sent.popleft()
+            *losses, agreement, stop, save, news, norm = known.arrived().tolist()
             self.stopping |= stop > 0
             self._save_asked |= save > 0
             if step not in self.run.skipped_steps:
@@ -367,7 +361,7 @@ class Events:
             "data_wait": (self.run.feed.seconds_waited - self._mark_wait) / seconds,
             "grad_norm": report.norm,
             "unusable": len(self._quarantine),
-            "memory_gib": peak_memory() / 2**30,
+            "memory_gib": peak_memory(self.run.device) / 2**30,
             "times": {part: spent / (done - self._mark_step) for part, spent in self._laps.take().items()},
         }
         if self._rates:

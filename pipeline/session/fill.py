@@ -5,6 +5,7 @@ from typing import NamedTuple
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.device import model_input, on_device
 from pipeline.data.loader import load
+from pipeline.devices import pins
 from pipeline.errors import TrainingError
 from pipeline.hosting import build_accelerator
 from pipeline.job import Job
@@ -30,7 +31,7 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
     recipe, steps = job.recipe, job.order.steps_per_epoch
     accelerator = build_accelerator(job.hosting, recipe.compute)
     job = share_fingerprints(job)
-    outputs = open_outputs(recipe, job.order, job.store_fingerprint, accelerator)
+    outputs = open_outputs(recipe, job.order, job.store_fingerprint, accelerator, compiled=job.hosting.compiled)
     assert outputs.store, "a job that fills a store names one"
     files = [
         (epoch, rank)
@@ -44,7 +45,7 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
         for step in range(epoch * steps, (epoch + 1) * steps)
         if outputs.store.read(step, rank) is None
     ]
-    pin_memory = accelerator.device.type == "cuda"
+    pin_memory = pins(accelerator.device)
     loader = load(
         TrainingBatches(recipe, job.index),
         missing,

@@ -7,8 +7,7 @@ of the operations that took most.
 from types import TracebackType
 from typing import Final, Self
 
-import torch
-from torch.profiler import ProfilerActivity, profile, schedule
+from torch.profiler import ProfilerActivity, profile, schedule, supported_activities
 
 from pipeline.session.log import Log
 
@@ -21,7 +20,7 @@ class Profiler:
 
     def __init__(self, log: Log, steps: int, first_step: int) -> None:
         self._log, self._steps, self._first = log, steps, first_step + BEFORE
-        self._activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        self._activities = supported_activities()
         self._profile = profile(
             activities=self._activities,
             schedule=schedule(wait=BEFORE - 1, warmup=1, active=steps, repeat=1),
@@ -47,7 +46,7 @@ class Profiler:
         folder.mkdir(exist_ok=True)
         path = folder / f"steps-{self._first:08d}.json.gz"
         traced.export_chrome_trace(str(path))
-        device = "device" if ProfilerActivity.CUDA in self._activities else "cpu"
+        device = "device" if self._activities - {ProfilerActivity.CPU} else "cpu"
         table = traced.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=ROWS)
         path.with_name(f"steps-{self._first:08d}.txt").write_text(table)
         self._log.text("train/profile", self._first + 1, table)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from pipeline.data.version import LIBRARIES as LIBRARIES_OF_VIEWS
+from pipeline.devices import device_name
 from pipeline.fields import differing, flatten
 from pipeline.folder import Beginning
 from pipeline.job import Job
@@ -24,7 +25,7 @@ DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
 
 
-def begin_session(job: Job, device: str, micro_batch: int, from_step: int) -> None:
+def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: int) -> None:
     """Write what is known of a session at its beginning; of a run's first one, recipe.json too."""
     folder = job.folder
     if not from_step or not folder.recipe.exists():
@@ -52,11 +53,13 @@ def begin_session(job: Job, device: str, micro_batch: int, from_step: int) -> No
             "virtual_ranks": hosting.shares(job.recipe.virtual_ranks),
             "engine": hosting.engine,
             "precision": hosting.precision,
+            "compiled": hosting.compiled,
+            "deterministic": job.recipe.compute.deterministic,  # whether the same hosting gives the same bits
             "micro_batch": micro_batch,
             "workers": hosting.workers,
             "machine": {"host": platform.node(), "system": platform.platform(), "cores": hosting.cores,
                         "processor": torch.backends.cpu.get_cpu_capability(),  # which pixels depend on
-                        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device},
+                        "device": device_name(device)},
             "from_step": from_step,
         }
     )  # fmt: skip

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from pipeline import devices
 from pipeline.config import Log, Recipe, cost_fields
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.loader import LOOK_AHEAD, StepSampler, load
@@ -25,7 +26,6 @@ from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import Job
 from pipeline.model.build import on_meta
 from pipeline.session.session import DONE, run_job, trained_parts
-from pipeline.session.telemetry import peak_memory
 from pipeline.teacher.teacher import lacks_weights, write_random_weights
 from shards.dataset import Dataset, read_dataset
 from shards.errors import DamagedFile, harmless
@@ -107,7 +107,8 @@ def measured_speed(job: Job) -> tuple[float, str]:
 
 def device_name(hosting: Hosting) -> str:
     """Return what a process computes on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{hosting.cores} CPU cores"
+    device = devices.current()
+    return f"{hosting.cores} CPU cores" if device.type == "cpu" else devices.device_name(device)
 
 
 def smaller(recipe: Recipe, processes: int) -> Recipe:
@@ -142,7 +143,7 @@ def loader_speed(small: Job) -> float:
         TrainingBatches(small.recipe, small.index),
         sampler,
         workers=small.hosting.workers,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=devices.pins(devices.current()),
         remote=small.index.cache is not None,
     )
     taken = iter(loader)
@@ -207,7 +208,7 @@ def report(job: Job, small: Job, prepared: float) -> float:
         ("slower", slower(prepared, speed / max(1 - wait, 1e-9))),
         (
             "peak memory",
-            f"{peak_memory() / 2**30:.2f} GiB a process, at {passed} images a micro-batch",
+            f"{devices.peak_memory(devices.current()) / 2**30:.2f} GiB a process, at {passed} images a micro-batch",
         ),
         ("checkpoint", f"{saved / 1e6:,.0f} MB"),
         (

@@ -36,6 +36,7 @@ from shards.errors import BadRequest, Problem, VitrailError, harmless
 from shards.files import atomic_write, naming, write_json
 
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 75  # exit codes
+NO_PROMISE: Final = "--compute.no-deterministic: a resumed run, or a second one, need not be equal bit for bit"
 
 Say = Callable[[str], None]
 
@@ -212,7 +213,7 @@ def recorded(
 ) -> Iterator[Session]:
     """Record a session from its beginning to its end, however that comes."""
     session = Session(snapshot.step if snapshot else 0)
-    main_alone(job, lambda: begin_session(job, str(accelerator.device), micro_batch.size, session.to_step))
+    main_alone(job, lambda: begin_session(job, accelerator.device, micro_batch.size, session.to_step))
     try:
         yield session
     except BaseException as error:
@@ -318,6 +319,7 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             *([job.taught_by] if job.taught_by else []),
         ]
     )
+    precision = f"{hosting.precision}, compiled" if hosting.compiled else hosting.precision
     shares = ", ".join(str(share) for share in hosting.shares(recipe.virtual_ranks))
     return "\n".join(
         [
@@ -326,10 +328,11 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             f"data      {job.data}: {order.num_samples:,} training images; an epoch is {order.steps_per_epoch} "
             f"steps of {recipe.batch} views, of about {shown:,} images shown {recipe.data.repeats} times",
             f"hosting   {recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images on {hosting.processes} "
-            f"process(es) ({shares}), {hosting.engine}, {run.device.type} {hosting.precision}, "
+            f"process(es) ({shares}), {hosting.engine}, {run.device.type} {precision}, "
             f"{run.micro_batch.count} micro-batch(es) of {run.micro_batch.size}, "
             f"{hosting.workers} loader worker(s) and {hosting.cores} core(s) each",
             *([f"processor {note}"] if (note := processor_note()) else []),
+            *([] if recipe.compute.deterministic else [f"bits      {NO_PROMISE}"]),
             f"schedule  {schedule.total_steps} steps, {recipe.epochs} epochs; peak rate {recipe.peak_lr:.2e}{scaled}",
             *(
                 [f"balance   every class equally often in the {order.num_samples:,} views of an epoch's line"]

@@ -1,11 +1,12 @@
-"""How long the parts of a step take on the device, and how much memory a process holds; nothing here waits for it."""
+"""How long the parts of a step take on the device, without waiting for it."""
 
-import resource
 import time
 from collections import deque
 from typing import Final
 
 import torch
+
+from pipeline.devices import mark
 
 PARTS: Final = ("wait", "input", "forward", "backward", "update", "other")  # for the loader; copy, mix and teach; ...
 
@@ -13,12 +14,12 @@ PARTS: Final = ("wait", "input", "forward", "backward", "update", "other")  # fo
 class Laps:
     """The seconds between marks, by the part of the step that each mark ends.
 
-    On a GPU a mark is an event in its queue, looked at when the device has passed it: what the host waits for meanwhile
-    costs a part nothing. On the CPU it is the clock.
+    On an accelerator a mark is an event in its queue, looked at when the device has passed it: what the host waits for
+    meanwhile costs a part nothing. On the CPU it is the clock.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._device = device
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._marks: deque[tuple[str, torch.Event]] = deque()  # "" begins anew
         self._last = time.perf_counter()
@@ -26,9 +27,7 @@ class Laps:
 
     def lap(self, part: str) -> None:
         """End a part."""
-        if self._cuda:
-            event = torch.Event("cuda", enable_timing=True)
-            event.record()
+        if event := mark(self._device, timed=True):
             self._marks.append((part, event))
             return
         now = time.perf_counter()
@@ -48,10 +47,3 @@ class Laps:
                 self._seconds[part] += before.elapsed_time(event) / 1000
         taken, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
         return taken
-
-
-def peak_memory() -> int:
-    """Return the largest memory this process held, in bytes: the device's on a GPU, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

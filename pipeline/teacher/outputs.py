@@ -16,6 +16,8 @@ from torch import Tensor
 from pipeline.config import Distill, Recipe
 from pipeline.data.batch import Batch
 from pipeline.data.order import Order
+from pipeline.devices import Sent, to_host
+from pipeline.model.student import compile_blocks
 from pipeline.teacher.store import Store
 from pipeline.teacher.teacher import Teacher, build_teacher
 
@@ -37,7 +39,7 @@ class TeacherOutputs:
         self._build = build
         self.store = store
         self._autocast = autocast
-        self._sent: list[tuple[int, int, Tensor, torch.Event | None]] = []  # step of the order, virtual rank, records
+        self._sent: list[tuple[int, int, Sent]] = []  # step of the order, virtual rank, records
 
     def of(self, batch: Batch, images: Tensor, most: int) -> Tensor:
         """Return the outputs for a batch, `images` [B, 3, S, S] as the student sees it, on their device.
@@ -62,42 +64,49 @@ class TeacherOutputs:
             self._send(batch, records)
         return from_records(records, classes, distill)
 
-    @torch.no_grad()
     def _ask(self, images: Tensor, most: int) -> Tensor:
+        """Return the teacher's logits, float32 [B, C], made in inference mode, as tensors that a loss may keep."""
         if self.teacher is None:
             self.teacher = self._build()
-        with self._autocast():
-            return torch.cat([self.teacher(part).float() for part in images.split(most)])
+        with torch.inference_mode(), self._autocast():
+            logits = [self.teacher(part).float() for part in images.split(most)]
+        return torch.cat(logits)
 
     def _send(self, batch: Batch, records: Tensor) -> None:
         """Have records copied to the host, and store those of the batch before, which are long there."""
-        copied = None
-        on_host = records.to("cpu", non_blocking=True)
-        if records.device.type == "cuda":
-            copied = torch.Event("cuda")
-            copied.record()
+        sent = to_host(records)
         self.flush()
-        self._sent.append((batch.order_step, batch.virtual_rank, on_host, copied))
+        self._sent.append((batch.order_step, batch.virtual_rank, sent))
 
     def flush(self) -> None:
         """Store what was asked for."""
-        for order_step, rank, records, copied in self._sent:
-            if copied:
-                copied.synchronize()
+        for order_step, rank, records in self._sent:
             assert self.store
-            self.store.write(order_step, rank, records.numpy().astype("uint16"))
+            self.store.write(order_step, rank, records.arrived().numpy().astype("uint16"))
         self._sent.clear()
 
 
 def open_outputs(
-    recipe: Recipe, order: Order, store_fingerprint: dict[str, Any], accelerator: Accelerator
+    recipe: Recipe,
+    order: Order,
+    store_fingerprint: dict[str, Any],
+    accelerator: Accelerator,
+    *,
+    compiled: bool,
 ) -> TeacherOutputs:
     """Return the outputs of a recipe's teacher: with a store, where the recipe names one."""
     distill = recipe.distill
     store = None
     if distill.store:
         store = Store(Path(distill.store), order, 2 * distill.top or 1, store_fingerprint)
-    return TeacherOutputs(recipe, lambda: build_teacher(recipe).to(accelerator.device), store, accelerator.autocast)
+
+    def build() -> Teacher:
+        teacher = build_teacher(recipe).to(accelerator.device)
+        if compiled:
+            compile_blocks(teacher.net)
+        return teacher
+
+    return TeacherOutputs(recipe, build, store, accelerator.autocast)
 
 
 def to_records(logits: Tensor, distill: Distill) -> Tensor:

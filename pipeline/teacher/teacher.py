@@ -88,6 +88,14 @@ def build_teacher(recipe: Recipe) -> Teacher:
     return Teacher(net.to(memory_format=torch.channels_last), _input(net, distill), recipe.model)
 
 
+def on_meta(recipe: Recipe) -> Teacher:
+    """Return the teacher of a recipe without memory for its weights.  Raises BadRequest where it cannot be had."""
+    distill = recipe.distill
+    with torch.device("meta"):
+        net = _create(distill, recipe.data.classes, weights=False)
+    return Teacher(net, _input(net, distill), recipe.model)
+
+
 def check_teacher(recipe: Recipe, *, fetched: bool = True) -> str:
     """Return what is found in the file of the teacher's weights, in words; empty where there is none.
 

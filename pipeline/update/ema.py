@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pipeline.library_internals import move_towards
+from pipeline.library_internals import copy_all, move_towards
 
 
 class Ema:
@@ -21,7 +21,7 @@ class Ema:
         decay = self._decay
         if self._warmup:
             decay = min(decay, 1 - step ** (-2 / 3))  # timm's ModelEmaV3 with use_warmup
-        names = [name for name, value in self.tensors.items() if value.is_floating_point()]
+        names = {name: None for name, value in self.tensors.items() if value.is_floating_point()}
         move_towards([self.tensors[name] for name in names], [tensors[name].detach() for name in names], 1 - decay)
-        for name in self.tensors.keys() - set(names):
-            self.tensors[name].copy_(tensors[name])
+        if counters := [name for name in self.tensors if name not in names]:
+            copy_all([self.tensors[name] for name in counters], [tensors[name] for name in counters])

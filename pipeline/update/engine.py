@@ -50,7 +50,7 @@ class Replicated:
         self.net = net
         self.accelerator = accelerator
         self._recipe = recipe
-        self.student = self._share(Student(net, recipe.compute))
+        self.student = self._share(Student(net, recipe.compute, compiled=hosting.compiled))
         # after the sharing, which may have put other parameters into the net
         self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
 
@@ -196,7 +196,7 @@ class Zero(Replicated):
         self.net = net
         self.accelerator = accelerator
         self._recipe = recipe
-        student = Student(net, recipe.compute)
+        student = Student(net, recipe.compute, compiled=hosting.compiled)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
         optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
         settings = dict(hosting.deepspeed)

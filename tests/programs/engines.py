@@ -106,7 +106,7 @@ def optimizers(folder: str, data: str, names: str, *engines: str) -> None:
 
 def compiled(folder: str, data: str) -> None:
     """Train compiled and with activation checkpointing; of one block, since compiling takes its time."""
-    faster = Compute(compile=True, activation_checkpointing=True)
+    faster = Compute(compile="on", activation_checkpointing=True)
     recipe = replace(ENGINES, epochs=1, compute=faster, model=replace(ENGINES.model, depth=1))
     for engine in COMPILING:
         become(engine)

@@ -5,7 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Compute, Model
+from pipeline import job
+from pipeline.config import Compute, EngineName, Model, Recipe
+from pipeline.devices import compiles, current
+from pipeline.hosting import Hosting
+from pipeline.job import REHEARSAL
+from pipeline.request import Request
 from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
 from shards.errors import BadRequest
@@ -17,7 +22,7 @@ SETTINGS = {
     "plain": Compute(fused_optimizer=False, tf32=False),
     "checkpointed": Compute(activation_checkpointing=True),
     "contiguous": Compute(channels_last=False),
-    "compiled": Compute(compile=True),
+    "compiled": Compute(compile="on"),
 }
 
 
@@ -53,8 +58,39 @@ def test_every_engine_compiles_and_checkpoints(dataset: Dataset, tmp_path: Path)
 
 
 def test_a_step_in_pieces_is_not_compiled() -> None:
-    recipe = replace(HERE, compute=Compute(compile=True))
+    recipe = replace(HERE, compute=Compute(compile="on"))
     assert [problem.field for problem in hosting_problems(recipe, 3, "zero3")] == ["compute.compile"]
+
+
+LONG = replace(HERE, epochs=400)  # 2,000 steps
+
+
+@pytest.mark.parametrize(
+    ("recipe", "engine", "max_steps", "compiled"),
+    [
+        (LONG, "ddp", 0, True),
+        (LONG, "zero2", 0, True),
+        (LONG, "zero3", 0, False),
+        (LONG, "ddp", 500, False),
+        (HERE, "ddp", 0, False),
+        (replace(LONG, compute=Compute(compile="off")), "ddp", 0, False),
+        (replace(HERE, compute=Compute(compile="on")), "ddp", 0, True),
+        (replace(LONG, model=Model(name="resnet18")), "ddp", 0, False),  # no blocks
+        (replace(LONG, model=Model(name="efficientnet_b0")), "ddp", 0, False),  # batch norm
+    ],
+    ids=["long", "zero2", "zero3", "cut short", "short", "off", "on", "convolutions", "batch norm"],
+)
+def test_auto_compiles_where_it_pays(
+    monkeypatch: pytest.MonkeyPatch, recipe: Recipe, engine: EngineName, max_steps: int, compiled: bool
+) -> None:
+    monkeypatch.setattr(job, "compiles", lambda _: True)  # as on a GPU
+    hosting = Hosting(engine=engine)
+    resolved = job.resolve(Request(recipe=recipe, max_steps=max_steps), REHEARSAL, hosting)
+    assert resolved.hosting.compiled == compiled
+
+
+def test_auto_compiles_nothing_on_a_processor() -> None:
+    assert job.resolve(Request(recipe=LONG), REHEARSAL, Hosting()).hosting.compiled == compiles(current())
 
 
 def test_activation_checkpointing_of_what_has_no_blocks_is_refused(dataset: Dataset, tmp_path: Path) -> None:
