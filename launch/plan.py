@@ -1,8 +1,12 @@
-"""`vitrail plan`: hosting, steps, bytes, memory, hours and cost of a run on a cluster, worked out and not tried."""
+"""`vitrail plan`: hosting, steps, bytes, memory, hours and cost of a run on a cluster, worked out and not tried.
+
+Where nothing was measured, hours follow from published rates (`launch/rates.py`), and from what a core prepares.
+"""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from rich.console import Console
@@ -10,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from launch.rates import GPUS, Estimate, GpuName, published
 from launch.verb import Json, RecipeVerb, resolved
 from pipeline.config import EngineName, Precision, Recipe
 from pipeline.fields import flag
@@ -17,13 +22,17 @@ from pipeline.hosting import Hosting
 from pipeline.job import PLANNING, Job
 from pipeline.model.build import build_student
 from pipeline.model.student import Student
-from pipeline.session.rehearsal import measured_speed
+from pipeline.session.rehearsal import MeasuredSpeed, forward_flops, measured_speed
 from pipeline.update.optimizer import numbers_kept
 from shards.errors import Problem
 from shards.terminal import plain
 
 IMAGE_BYTES: Final = 110_000  # mean JPEG of ImageNet-1k, where there is no data to ask
 FLOAT: Final = 4  # bytes
+NOTHING: Final = MeasuredSpeed()
+# views/s of one core, by the views made of a decoded image: docs/speed.md, 224 px, an Intel Xeon (AVX-512)
+VIEWS_OF_A_CORE: Final = {1: 242.0, 3: 341.0}
+USABLE: Final = 0.9  # of a GPU's memory: CUDA's own, the libraries' and what lies between blocks take the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +41,16 @@ class MakePlan(RecipeVerb):
 
     Takes the recipe's own fields too: --data, --batch, --epochs, ...; without --data the recipe's own number of images.
 
-    Example: vitrail plan deit_base --nodes 2 --gpus-per-node 8 --images-per-second 180
+    Example: vitrail plan deit_base --nodes 2 --gpus-per-node 8 --gpu h100
     """
 
     nodes: int = 1  # of the cluster
     gpus_per_node: int = 8  # one process each
     engine: EngineName = "ddp"  # how processes share weights, gradients and moments
+    gpu: Literal["", GpuName] = (
+        ""  # plan with published rates of this GPU and its memory; empty: with each, if none ran
+    )
+    cores_per_gpu: int = 16  # for loader workers; 8 GPUs of a DGX A100 share 128
     images_per_second: float = 0.0  # of one GPU; 0: what --dry-run measured into the same --output, if it did
     link: float = 12.5  # GB/s that a node sends to another
     price: float = 0.0  # of a GPU-hour, in any currency
@@ -48,14 +61,24 @@ class MakePlan(RecipeVerb):
         """Print a table, or JSON for scripts."""
         found = [
             Problem(name, f"--{flag(name)} is {getattr(self, name)}; it must be more than 0.")
-            for name in ("nodes", "gpus_per_node", "link")
+            for name in ("nodes", "gpus_per_node", "cores_per_gpu", "link")
             if getattr(self, name) <= 0
         ]
         processes = max(1, self.nodes * self.gpus_per_node)  # of fewer nothing follows
         hosting = Hosting(processes=processes, engine=self.engine, precision=self.precision)
         job = resolved(self.request(arguments), PLANNING, hosting, found)
-        speed, measured = (self.images_per_second, "") if self.images_per_second else measured_speed(job)
-        cluster = Cluster(self.nodes, self.gpus_per_node, self.link, speed, measured, self.price)
+        measured = measured_speed(job)
+        if self.images_per_second:
+            measured = measured._replace(images_per_second=self.images_per_second, where="")
+        cluster = Cluster(
+            self.nodes,
+            self.gpus_per_node,
+            self.link,
+            measured,
+            self.price,
+            gpu=self.gpu or None,
+            cores_per_gpu=self.cores_per_gpu,
+        )
         plan = make_plan(job, cluster)
         if self.json:
             print(json.dumps(asdict(plan)))
@@ -74,9 +97,24 @@ class Cluster:
     nodes: int
     gpus_per_node: int
     link: float = 12.5  # bytes/s times 1e9 that a node sends to another
-    images_per_second: float = 0.0  # of one GPU; 0: not known
-    measured: str = ""  # where that comes from, if not from the user
+    measured: MeasuredSpeed = NOTHING  # of one GPU, and of a core
     price: float = 0.0  # of a GPU-hour
+    gpu: GpuName | None = None  # whose published rates to plan with; None: those of each
+    cores_per_gpu: int = 16
+
+
+@dataclass(frozen=True)
+class OnGpu:
+    """What published rates say of the run on GPUs of a kind."""
+
+    gpu: str
+    images_per_second: float  # of one of them
+    source: str
+    compute_hours: float  # if the loader kept up
+    hours: float  # of the slower of the two
+    bound_by: Literal["compute", "loader"]
+    memory: int  # bytes of one of them
+    pass_images: int  # that a forward pass holds in it, of those that a process hosts in a step; 0: it does not fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +134,13 @@ class Plan:
     read_bytes_epoch: int  # of a node
     exchanged_bytes: int  # that a node sends in a step
     exchange_seconds: float
-    hours: float | None
+    hours: float | None  # as measured; else of the GPU that was named, with published rates
     gpu_hours: float | None
     cost: float | None
+    views_per_core: float  # that one core prepares in a second
+    views_source: str
+    loader_hours: float  # if the GPUs kept up
+    gpus: list[OnGpu]  # with published rates; none where something was measured and none was named
 
 
 def make_plan(job: Job, cluster: Cluster) -> Plan:
@@ -112,11 +154,36 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
     on_node = sum(shares[: cluster.gpus_per_node]) / recipe.virtual_ranks  # the first node has most
     exchanged = exchanged_bytes(cluster.nodes, hosting.engine, weights, gradients, micro_batches)
     steps = job.schedule.total_steps
-    hours = None
-    if cluster.images_per_second:
-        # the busiest process sets the pace
-        pace = cluster.images_per_second * recipe.virtual_ranks / shares[0]
-        hours = steps * recipe.batch / pace / 3600
+    kept = activations(recipe, hosting.precision)
+    needed = memory(recipe, hosting, weights, gradients, kept, recipe.micro_batch_size)
+    views = views_of_a_core(recipe, cluster.measured)
+
+    def hours_at(images_per_second: float) -> float:
+        pace = images_per_second * recipe.virtual_ranks / shares[0]  # the busiest process sets it
+        return steps * recipe.batch / pace / 3600
+
+    speed = cluster.measured.images_per_second
+    loader_hours = hours_at(views.images_per_second * cluster.cores_per_gpu)
+    gpus: list[OnGpu] = []
+    if cluster.gpu or not speed:
+        hosts = shares[0] * recipe.rank_batch
+        flops = forward_flops(recipe)
+        for name in [cluster.gpu] if cluster.gpu else GPUS:
+            rate, gpu = published(name, flops), GPUS[name]
+            compute_hours = hours_at(rate.images_per_second)
+            gpus.append(
+                OnGpu(
+                    gpu=gpu.name,
+                    images_per_second=rate.images_per_second,
+                    source=rate.source,
+                    compute_hours=compute_hours,
+                    hours=max(compute_hours, loader_hours),
+                    bound_by="compute" if compute_hours >= loader_hours else "loader",
+                    memory=gpu.memory,
+                    pass_images=pass_images(gpu.memory, needed, kept, hosts),
+                )
+            )
+    hours = hours_at(speed) if speed else gpus[0].hours if cluster.gpu else None
     gpu_hours = None if hours is None else hours * hosting.processes
     return Plan(
         shares=shares,
@@ -128,14 +195,27 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
         steps=steps,
         parameters=job.parameter_count,
         trained=job.trained_parameters,
-        memory=memory(recipe, hosting, weights, gradients),
+        memory=needed,
         read_bytes_epoch=round(shown * mean_bytes * on_node),
         exchanged_bytes=exchanged,
         exchange_seconds=exchanged / (cluster.link * 1e9),
         hours=hours,
         gpu_hours=gpu_hours,
         cost=gpu_hours * cluster.price if gpu_hours is not None and cluster.price else None,
+        views_per_core=views.images_per_second,
+        views_source=views.source,
+        loader_hours=loader_hours,
+        gpus=gpus,
     )
+
+
+def views_of_a_core(recipe: Recipe, measured: MeasuredSpeed) -> Estimate:
+    """Return the views/s that one core prepares: as a rehearsal of this job measured, else as documented."""
+    if measured.views_per_core:
+        return Estimate(measured.views_per_core, f"as rehearsed on {measured.device}")
+    copies = max(number for number in VIEWS_OF_A_CORE if number <= recipe.data.repeats)
+    says = f"docs/speed.md, of an Intel Xeon at 224 px, {copies} view(s) a decoded image; not of your cores"
+    return Estimate(VIEWS_OF_A_CORE[copies], says)
 
 
 def show(job: Job, cluster: Cluster, plan: Plan) -> None:
@@ -158,10 +238,27 @@ def show(job: Job, cluster: Cluster, plan: Plan) -> None:
         ("a node sends", f"{plan.exchanged_bytes / 1e6:,.0f} MB a step, {plan.exchange_seconds * 1e3:.1f} ms at "
          f"{cluster.link} GB/s"),
     ]  # fmt: skip
-    if plan.hours is None:
-        rows.append(("hours", "not known: say --images-per-second of one GPU, or --dry-run the recipe on one"))
-    else:
-        rows.append(("hours", f"{plan.hours:,.1f} at {cluster.images_per_second:.4g} images/s a GPU{cluster.measured}"))
+    if speed := cluster.measured.images_per_second:
+        rows.append(("hours", f"{plan.hours:,.1f} at {speed:.4g} images/s a GPU{cluster.measured.where}"))
+    for on in plan.gpus:
+        holds = f"a pass holds {on.pass_images} images" if on.pass_images else "not even one image fits"
+        rows.append(
+            (
+                f"hours on {on.gpu}",
+                f"{on.compute_hours:,.1f} at {on.images_per_second:,.0f} images/s a GPU, {on.source}; the loader's "
+                f"{plan.loader_hours:,.1f}: {on.bound_by}-bound; {holds}",
+            )
+        )
+    rows.append(
+        (
+            "hours of the loader",
+            f"{plan.loader_hours:,.1f} with {cluster.cores_per_gpu} cores a GPU, of {plan.views_per_core:,.0f} views/s "
+            f"a core ({plan.views_source})",
+        )
+    )
+    if recipe.distill.teacher and not recipe.distill.store and plan.gpus:
+        rows.append(("teacher", "its forward passes are in no published rate: --dry-run the recipe on a GPU"))
+    if plan.gpu_hours is not None:
         rows.append(("GPU-hours", f"{plan.gpu_hours:,.0f}" + (f", {plan.cost:,.0f} in all" if plan.cost else "")))
     for row in rows:
         table.add_row(*map(plain, row))
@@ -189,8 +286,15 @@ def exchanged_bytes(nodes: int, engine: EngineName, weights: int, gradients: int
     )
 
 
-def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> dict[str, int]:
-    """Return the bytes a process needs, by part."""
+class Kept(NamedTuple):
+    """Bytes that a forward pass keeps for the backward pass: of an image, and beside the images."""
+
+    image: int
+    beside: int
+
+
+def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int, kept: Kept, images: int) -> dict[str, int]:
+    """Return the bytes a process needs, by part, with so many images in a forward pass."""
     sharing = {
         "weights": ("zero3", "fsdp2"),
         "gradients": ("zero2", "zero3", "fsdp2"),
@@ -206,14 +310,19 @@ def memory(recipe: Recipe, hosting: Hosting, weights: int, gradients: int) -> di
     shared = {
         part: -(-size // hosting.processes) if hosting.engine in sharing[part] else size for part, size in whole.items()
     }
-    images, beside = activations(recipe, hosting.precision)
-    return shared | {"activations": recipe.micro_batch_size * images + beside}
+    return shared | {"activations": images * kept.image + kept.beside}
 
 
-def activations(recipe: Recipe, precision: Precision) -> tuple[int, int]:
-    """Return the bytes that a forward pass keeps for the backward pass, measured: of an image, and beside the images.
+def pass_images(room: int, needed: dict[str, int], kept: Kept, hosts: int) -> int:
+    """Return how many of the images that a process hosts in a step a forward pass holds in a GPU's memory, of bytes."""
+    rest = sum(size for part, size in needed.items() if part != "activations") + kept.beside
+    return max(0, min(hosts, math.floor((USABLE * room - rest) / kept.image)))
 
-    Beside them are the weights in bf16.
+
+def activations(recipe: Recipe, precision: Precision) -> Kept:
+    """Return the bytes that a forward pass keeps for the backward pass, measured on the CPU.
+
+    Beside the images are the weights in bf16.
     """
     student = Student(build_student(recipe, start=False)).train()
     bf16 = precision == "bf16"
@@ -222,8 +331,8 @@ def activations(recipe: Recipe, precision: Precision) -> tuple[int, int]:
     if recipe.compute.activation_checkpointing:  # in the backward pass a block at a time keeps what it else would
         keeping = replace(recipe, compute=replace(recipe.compute, activation_checkpointing=False))
         blocks = len(list(student.net.get_submodule("blocks").children()))
-        image += activations(keeping, precision)[0] // blocks
-    return image, beside
+        image += activations(keeping, precision).image // blocks
+    return Kept(image, beside)
 
 
 def kept_bytes(student: Student, size: int, images: int, *, bf16: bool) -> int:
