@@ -199,7 +199,8 @@ def against_timm(job: Job, loader_cores: int) -> Measured:
     with ExitStack() as stack:
         ours = training(job, loader_cores, stack)
         theirs = timm_training(recipe, job.dataset, job.hosting.workers, loader_cores, stack)
-        what = f"{recipe.name}, fp32, {recipe.batch} images a step, {job.hosting.workers} loader worker(s) each{kept(loader_cores)}"
+        workers = f"{job.hosting.workers} loader worker(s) each"
+        what = f"{recipe.name}, fp32, {recipe.batch} images a step, {workers}{kept(loader_cores)}"
         return in_turn(what, {"vitrail": ours, "timm": theirs}, "timm")
 
 
