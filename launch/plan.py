@@ -47,9 +47,7 @@ class MakePlan(RecipeVerb):
     nodes: int = 1  # of the cluster
     gpus_per_node: int = 8  # one process each
     engine: EngineName = "ddp"  # how processes share weights, gradients and moments
-    gpu: Literal["", GpuName] = (
-        ""  # plan with published rates of this GPU and its memory; empty: with each, if none ran
-    )
+    gpu: Literal["", GpuName] = ""  # whose published rates and memory to plan with; empty: those of each
     cores_per_gpu: int = 16  # for loader workers; 8 GPUs of a DGX A100 share 128
     images_per_second: float = 0.0  # of one GPU; 0: what --dry-run measured into the same --output, if it did
     link: float = 12.5  # GB/s that a node sends to another
