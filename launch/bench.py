@@ -133,7 +133,8 @@ def bench_step(recipe: Recipe) -> Measured:
         arms[name] = on_one_batch(small, Student(build_student(small), compute))
         image, _ = activations(small, precision)
         notes[name] = f"{image / 1e6:.1f} MB kept for an image's backward pass"
-    bare = torch.compile(build_model(small.model.from_scratch, small.data.classes, small.seed))
+    bare = build_model(recipe.model.from_scratch, recipe.data.classes, recipe.seed)
+    bare.compile()
     arms[BARE] = on_one_batch(alone(recipe, "bf16"), bare)
     return in_turn(f"step of {recipe.name}, {alone(recipe, 'fp32').batch} images", arms, "bf16", notes)
 
