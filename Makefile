@@ -5,7 +5,7 @@ PYTHON ?= python3
 LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo board quick test test-runs test-rest check bench reproduce clean
+.PHONY: demo board quick test test-runs test-rest gpu check bench reproduce clean
 
 demo: $(VENV)/installed
 	@test -f demo/digits/dataset.json || $(BIN)/vitrail shards build digits demo/digits
@@ -39,6 +39,12 @@ test-runs: $(VENV)/installed
 	$(call ON,0) $(BIN)/pytest --durations=10 $(RUNS)
 test-rest: $(VENV)/installed
 	$(call ON,1) $(BIN)/pytest --durations=10 $(RUNS:%=--ignore=%)
+
+# on one card, in at most ten minutes; writes gpu.md. `make test` has these tests too, and skips them without a card
+gpu: $(VENV)/installed
+	@$(BIN)/python -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "make gpu: torch sees no CUDA device here; docs/gpu.md says what it needs")'
+	$(BIN)/pytest --durations=10 -rs tests/gpu
+	@echo "The page is gpu.md"
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check

@@ -123,6 +123,7 @@ SETTINGS: Final[Mapping[str, tuple[Compute, Precision]]] = {
     "bf16, no-fused-optimizer": (Compute(fused_optimizer=False), "bf16"),
     "bf16, no-deterministic": (Compute(deterministic=False), "bf16"),
 }
+BARE: Final = "bare loop, bf16, compiled as a whole"
 
 
 def bench_step(recipe: Recipe) -> Measured:
@@ -135,6 +136,9 @@ def bench_step(recipe: Recipe) -> Measured:
         arms[name] = on_one_batch(small, Student(build_student(small), compute, compiled=compute.compile == "on"))
         image, _ = activations(small, precision)
         notes[name] = f"{image / 1e6:.1f} MB kept for an image's backward pass"
+    bare = build_model(recipe.model.from_scratch, recipe.data.classes, recipe.seed)
+    bare.compile()
+    arms[BARE] = on_one_batch(alone(recipe, "bf16"), bare)
     return in_turn(f"step of {recipe.name}, {alone(recipe, 'fp32').batch} images", arms, "bf16", notes)
 
 
@@ -200,14 +204,19 @@ def against_timm(job: Job, loader_cores: int) -> Measured:
     recipe = job.recipe
     with ExitStack() as stack:
         ours = training(job, loader_cores, stack)
-        theirs = timm_training(recipe, job.dataset, loader_cores, stack)
-        what = f"{recipe.name}, fp32, {recipe.batch} images a step, 1 loader worker each{kept(loader_cores)}"
+        theirs = timm_training(recipe, job.dataset, job.hosting.workers, loader_cores, stack)
+        workers = f"{job.hosting.workers} loader worker(s) each"
+        what = f"{recipe.name}, fp32, {recipe.batch} images a step, {workers}{kept(loader_cores)}"
         return in_turn(what, {"vitrail": ours, "timm": theirs}, "timm")
 
 
 def in_precision(job: Job, precision: Precision) -> Job:
-    """Return a job in a precision, alone on its virtual rank, with one loader worker."""
-    hosting = replace(job.hosting, precision=precision, workers=1)
+    """Return a job in a precision, alone on its virtual rank.
+
+    On a CPU, whose cores the model needs, it has one loader worker; beside an accelerator, those of the request.
+    """
+    workers = max(1, job.hosting.workers) if torch.accelerator.is_available() else 1
+    hosting = replace(job.hosting, precision=precision, workers=workers)
     return replace(job, recipe=alone(job.recipe, precision), hosting=hosting)
 
 
@@ -232,7 +241,7 @@ class Rounds(Events):
 
 
 def training(job: Job, loader_cores: int, stack: ExitStack) -> Arm:
-    """Return the training loop with its events, one loader worker beside it, and the log in a folder of its own."""
+    """Return the training loop with its events, loader workers beside it, and the log in a folder of its own."""
     scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = RunFolder(scratch)
     job = replace(job, folder=folder, dataset=job.dataset or made_up(job.recipe, scratch / "data"))
@@ -256,7 +265,7 @@ def training(job: Job, loader_cores: int, stack: ExitStack) -> Arm:
     return a_round
 
 
-def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, stack: ExitStack) -> Arm:
+def timm_training(recipe: Recipe, dataset: Dataset | None, workers: int, loader_cores: int, stack: ExitStack) -> Arm:
     """Return the step of timm 1.0's train.py with its own loader, on files of the same images.
 
     On one process it has no repeated augmentation, so that it decodes an image for every view.
@@ -279,7 +288,7 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, loader_cores: int, st
         create_dataset("", root=str(folder / "images"), is_training=True), (3, model.img_size, model.img_size),
         recipe.batch, is_training=True, re_prob=augment.erase, re_mode="pixel", scale=augment.scale,
         ratio=augment.ratio, hflip=augment.flip, auto_augment=rand_augment_of_timm(recipe), interpolation="bicubic",
-        mean=model.mean, std=model.std, num_workers=1, collate_fn=mixed, device=where,
+        mean=model.mean, std=model.std, num_workers=workers, collate_fn=mixed, device=where,
     )  # fmt: skip
 
     def endless() -> Iterator[Any]:

@@ -40,6 +40,7 @@ class Rehearsal(TypedDict):
     """rehearsal.json."""
 
     images_per_second: float  # of one process
+    views_per_core: NotRequired[float]  # views/s that a core's loader worker prepares, with nothing beside it
     device: str
     cost_fields: dict[str, Any]
 

@@ -41,8 +41,7 @@ class MicroBatch:
         self._processes = job.hosting.processes
         self._hosting = hosting_said(job, accelerator.device)
         self._divisible = not BatchNorms(on_meta(job.recipe))
-        memory = memory_of(accelerator.device) if self._divisible else None
-        most = kept(job.folder).get(self._hosting) or most_images(job, memory)
+        most = kept(job.folder).get(self._hosting) or most_images(job, memory_of(accelerator.device))
         # engines that exchange weights in every pass take as many passes on every process
         self.most = min(gather_object([most])) if self._processes > 1 else most
         self._unsettled = SETTLING
@@ -106,11 +105,11 @@ class MicroBatch:
 
 
 def most_images(job: Job, memory: int | None) -> int:
-    """Return the most images of a pass that a device of so many bytes takes; None where nobody counts them."""
+    """Return the most images of a pass that a device of so many bytes takes; None where it has none of its own."""
     recipe = job.recipe
     if recipe.micro_batch != "auto":
         return recipe.micro_batch
-    if memory is None:
+    if memory is None or BatchNorms(on_meta(recipe)):
         return recipe.rank_batch
     image, beside = pass_bytes(recipe, job.hosting.precision)
     return max(1, int(FILLED * memory - beside - sum(state_bytes(job).values())) // image)

@@ -9,7 +9,7 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list, wait_for_everyone
@@ -79,6 +79,7 @@ def rehearse(job: Job) -> int:
             job.folder.path.mkdir(parents=True, exist_ok=True)
             kept = {
                 "images_per_second": speed / job.hosting.processes,
+                "views_per_core": prepared / (job.hosting.processes * loading_cores(job.hosting)),
                 "device": device_name(job.hosting),
                 "cost_fields": cost_fields(job.recipe),
             }
@@ -94,15 +95,27 @@ def made_up(recipe: Recipe, folder: Path) -> Dataset:
     return make_dataset(folder, classes=recipe.data.classes, size=size, samples=samples)
 
 
-def measured_speed(job: Job) -> tuple[float, str]:
-    """Return the images/s of one process that a rehearsal of this job measured, and where; 0 where none did."""
+class MeasuredSpeed(NamedTuple):
+    """Images/s of one process, and views/s of one core; 0 where nobody measured them."""
+
+    images_per_second: float = 0.0
+    where: str = ""  # in words
+    views_per_core: float = 0.0
+    device: str = ""
+
+
+def measured_speed(job: Job) -> MeasuredSpeed:
+    """Return what a rehearsal of this job measured, and where."""
     try:
         kept = read_json(job.folder.rehearsal, Rehearsal)
     except (FileNotFoundError, DamagedFile):
-        return 0.0, ""
+        return MeasuredSpeed()
     if kept["cost_fields"] != cost_fields(job.recipe):
-        return 0.0, ""
-    return kept["images_per_second"], f", as rehearsed on {kept['device']}"
+        return MeasuredSpeed()
+    device = kept["device"]
+    return MeasuredSpeed(
+        kept["images_per_second"], f", as rehearsed on {device}", kept.get("views_per_core", 0.0), device
+    )
 
 
 def device_name(hosting: Hosting) -> str:
@@ -156,6 +169,11 @@ def loader_speed(small: Job) -> float:
     seconds = max(time.perf_counter() - started, 1e-9)
     wait_for_everyone()  # one that is done must not leave the others more of the machine
     return (batches - ahead) * small.recipe.rank_batch / seconds * small.hosting.processes
+
+
+def loading_cores(hosting: Hosting) -> int:
+    """Return the cores that a process's loader keeps busy, with nothing beside it."""
+    return min(max(1, hosting.workers), hosting.cores)
 
 
 def slower(loader: float, model: float) -> str:

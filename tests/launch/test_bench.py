@@ -43,5 +43,5 @@ def test_the_loop_runs_beside_timms(dataset: Dataset, short: None) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # in torch._dynamo
 def test_every_setting_of_a_step_is_timed(short: None) -> None:
     steps = bench_step(TINY)
-    assert_arms(steps, *bench.SETTINGS)
+    assert_arms(steps, *bench.SETTINGS, bench.BARE)
     assert "MB kept" in steps.notes["bf16"]

@@ -6,16 +6,20 @@ from typing import Any
 import pytest
 
 from launch.plan import Cluster, Plan, exchanged_bytes, make_plan
+from launch.rates import GPUS, RATES, peak_of, published
 from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
 from pipeline.memory import activations, pass_bytes, state_bytes
 from pipeline.model.build import on_meta, parameter_count
 from pipeline.request import Request
-from recipes import deit_base
+from pipeline.session.rehearsal import MeasuredSpeed, forward_flops
+from recipes import deit_base, deit_small
+from tests.running import vitrail
 from tests.tiny import TINY
 
-PAPERS = Cluster(nodes=2, gpus_per_node=8, images_per_second=180, price=2.0)
+PAPERS = Cluster(nodes=2, gpus_per_node=8, measured=MeasuredSpeed(180), price=2.0)
+SHALLOW = replace(deit_base.RECIPE, model=replace(deit_base.RECIPE.model, depth=1))
 
 
 def planned(recipe: Recipe, cluster: Cluster) -> Plan:
@@ -25,7 +29,7 @@ def planned(recipe: Recipe, cluster: Cluster) -> Plan:
 
 def test_the_hours_of_the_paper_come_out_at_its_rate() -> None:
     # DeiT, section 6: 37 hours on two nodes, at 180 images/s a GPU (papers.md 7.1)
-    plan = planned(replace(deit_base.RECIPE, model=replace(deit_base.RECIPE.model, depth=1)), PAPERS)
+    plan = planned(SHALLOW, PAPERS)
     assert plan.hours == pytest.approx(37, abs=0.1)
     assert plan.gpu_hours == pytest.approx(593, abs=1)
     assert plan.cost == pytest.approx(2 * plan.gpu_hours)
@@ -35,9 +39,9 @@ def test_the_hours_of_the_paper_come_out_at_its_rate() -> None:
 
 
 def test_the_busiest_process_sets_the_pace() -> None:
-    three = planned(TINY, Cluster(nodes=1, gpus_per_node=3, images_per_second=10))
-    two = planned(TINY, Cluster(nodes=1, gpus_per_node=2, images_per_second=10))
-    one = planned(TINY, Cluster(nodes=1, gpus_per_node=1, images_per_second=10))
+    three = planned(TINY, Cluster(nodes=1, gpus_per_node=3, measured=MeasuredSpeed(10)))
+    two = planned(TINY, Cluster(nodes=1, gpus_per_node=2, measured=MeasuredSpeed(10)))
+    one = planned(TINY, Cluster(nodes=1, gpus_per_node=1, measured=MeasuredSpeed(10)))
     assert (three.shares, two.shares, one.shares) == ([1, 1, 1], [2, 1], [3])
     assert two.hours == pytest.approx(2 * three.hours)
     assert one.hours == pytest.approx(3 * three.hours)
@@ -84,3 +88,68 @@ def test_what_a_node_sends_is_what_a_ring_sends() -> None:
     assert exchanged_bytes(1, "ddp", 100, 100, micro_batches=1) == 0
     assert exchanged_bytes(2, "ddp", 100, 100, micro_batches=4) == 100
     assert exchanged_bytes(2, "fsdp2", 100, 100, micro_batches=4) == 450
+
+
+def test_a_published_rate_is_taken_as_it_is_or_scaled_by_flops_and_that_is_said() -> None:
+    base, small = (forward_flops(module.RECIPE) for module in (deit_base, deit_small))
+    assert published("a100", base) == (pytest.approx(447.9, abs=0.1), f"published of ViT-B/16: {RATES[4].source}")
+    assert published("h100", small).images_per_second == 7716
+    scaled = published("h100", base)
+    assert scaled.images_per_second == pytest.approx(7716 * 9.47e9 / base)
+    assert scaled.source.startswith("scaled from ViT-5-Small by FLOPs")
+    assert {rate.gpu for rate in RATES} == set(GPUS)
+    assert all(rate.source for rate in RATES)
+
+
+def test_the_papers_hours_of_deit_come_near_from_the_published_rates() -> None:
+    # the paper: 53 hours of DeiT-B on 8 V100, DeiT-S in less than 3 days on 4 (papers.md 7.1)
+    hours = {}
+    for module, gpus in ((deit_base, 8), (deit_small, 4)):
+        rate = published("v100", forward_flops(module.RECIPE)).images_per_second
+        hours[module.RECIPE.name] = 375_300 * 1024 / (rate * gpus) / 3600
+    assert hours["deit_base"] == pytest.approx(53, rel=0.1)
+    assert 40 < hours["deit_small"] < 72
+
+
+def test_without_a_measurement_each_gpu_has_its_hours_and_what_bounds_them() -> None:
+    plan = planned(SHALLOW, Cluster(nodes=2, gpus_per_node=8, cores_per_gpu=8))
+    assert (plan.hours, plan.gpu_hours) == (None, None)
+    assert [on.gpu for on in plan.gpus] == [gpu.name for gpu in GPUS.values()]
+    assert plan.loader_hours == pytest.approx(375_300 * 1024 / (16 * 8 * 341) / 3600)
+    for on in plan.gpus:
+        assert on.hours == max(on.compute_hours, plan.loader_hours)
+        assert on.bound_by == ("compute" if on.compute_hours > plan.loader_hours else "loader")
+        assert on.pass_images == 64  # all that a process hosts of 1024 on 16
+    one = planned(SHALLOW, Cluster(nodes=2, gpus_per_node=8, gpu="h100", cores_per_gpu=1, price=2.0))
+    assert one.gpus[0].bound_by == "loader"
+    assert one.hours == one.loader_hours == pytest.approx(8 * plan.loader_hours)
+    assert one.cost == pytest.approx(2 * 16 * one.hours)
+    assert not planned(SHALLOW, PAPERS).gpus  # something was measured, and no GPU named
+
+
+def test_what_a_core_prepares_is_measured_or_documented_and_that_is_said() -> None:
+    rehearsed = MeasuredSpeed(10, "", 50, "2 CPU cores")
+    plan = planned(TINY, Cluster(nodes=1, gpus_per_node=1, measured=rehearsed))
+    assert (plan.views_per_core, plan.views_source) == (50, "as rehearsed on 2 CPU cores")
+    once = replace(TINY, data=replace(TINY.data, repeats=1))
+    plan = planned(once, Cluster(nodes=1, gpus_per_node=1))
+    assert plan.views_per_core == 242
+    assert "docs/speed.md" in plan.views_source
+
+
+def test_the_table_says_both_hours_and_their_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    small = ("--model.depth", "1", "--model.img-size", "32")
+    shown = vitrail("plan", "deit_base", "--output", tmp_path / "none", *small, "--gpu", "a100").stdout
+    assert "hours on A100 SXM 80 GB" in shown
+    assert "by FLOPs: PaddlePaddle/PLSC" in shown
+    assert "hours of the loader" in shown
+    assert "H100" not in shown
+    wrong = vitrail("plan", "deit_base", *small, "--cores-per-gpu", "0", code=2).stderr
+    assert "--cores-per-gpu is 0; it must be more than 0." in wrong
+
+
+def test_the_peak_of_a_card_is_found_by_its_name() -> None:
+    assert peak_of("NVIDIA A100-SXM4-80GB") == GPUS["a100"]
+    assert peak_of("Tesla V100-SXM2-32GB") == GPUS["v100"]
+    assert peak_of("NVIDIA GeForce RTX 4090") is None

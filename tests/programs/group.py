@@ -14,7 +14,11 @@ def main(processes: int, command: list[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"}
+    common = {
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "ACCELERATE_USE_CPU": os.environ.get("ACCELERATE_USE_CPU", "true"),
+    }
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     group = [
         subprocess.Popen([sys.executable, *command], env={**os.environ, **common, "RANK": str(n), "LOCAL_RANK": str(n)})

@@ -12,7 +12,7 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.session.rehearsal import forward_flops, measured_speed, slower
+from pipeline.session.rehearsal import MeasuredSpeed, forward_flops, measured_speed, slower
 from recipes import deit_small
 from shards.dataset import Dataset
 from tests.running import SCRIPT, run
@@ -40,11 +40,12 @@ def test_the_rehearsal_takes_true_steps_and_keeps_the_speed_alone(
             assert re.search(rf"{re.escape(words)} +│ +{parts[part][0]:,} +│ +{parts[part][1]:,} ", shown)
         assert re.search(r"slower +│ the (loader|model): loader \d+\.\d images/s alone, model", shown)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "runs/tiny/rehearsal.json"]
-    speed, where = measured_speed(job_of(HERE))
+    speed, where, views, _ = measured_speed(job_of(HERE))
+    assert views > 0
     assert speed > 0
     assert "CPU cores" in where
-    assert measured_speed(job_of(replace(HERE, precision="bf16"))) == (0.0, "")  # of another computation
-    assert measured_speed(job_of(HERE, "elsewhere")) == (0.0, "")
+    assert measured_speed(job_of(replace(HERE, precision="bf16"))) == MeasuredSpeed()  # of another computation
+    assert measured_speed(job_of(HERE, "elsewhere")) == MeasuredSpeed()
 
 
 def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part(
