@@ -44,7 +44,7 @@ def locked(path: Path, *, timeout: float, say: Callable[[str], None] | None = No
     """
     lock: BaseFileLock = FileLock(path, poll_interval=POLL)
     with path.open("ab") as file:
-        if not _has_locks(file.fileno(), path):
+        if not has_locks(file.fileno(), path):
             lock = SoftFileLock(f"{path}.soft", poll_interval=POLL)
             if say:
                 say(f"{path.parent}: its file system has no locks. Instead, {lock.lock_file} is there during the work.")
@@ -87,7 +87,8 @@ def seize(descriptor: int, path: Path) -> bool:
     return True
 
 
-def _has_locks(descriptor: int, path: Path) -> bool:
+def has_locks(descriptor: int, path: Path) -> bool:
+    """Return whether the file system of an open file has locks.  Raises ShardError where it does not answer."""
     try:
         _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, path)
     except (BlockingIOError, PermissionError):  # another process has it
