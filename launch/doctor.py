@@ -27,6 +27,7 @@ from pipeline.job import PLANNING, Job, open_data
 from pipeline.session.provenance import versions
 from shards.decode import decode
 from shards.errors import VitrailError
+from shards.locks import has_locks
 from shards.reader import Reader
 from shards.terminal import plain
 
@@ -45,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor(RecipeVerb):
-    """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, shards.
+    """Try in seconds what a run will need: devices, ports, an all-reduce, shared memory, disk, clock, locks, shards.
 
     Under a launcher (accelerate launch -m launch.cli doctor ...) the all-reduce is over its processes, on all nodes.
     Takes the recipe's own fields too: --data, --output, --data.workers, ...
@@ -77,6 +78,7 @@ def examine(job: Job, data: str) -> list[Finding]:
         shared_memory(job),
         disk(job),
         clock(job),
+        locks(job),
         shards(data, job.recipe),
     ]
 
@@ -189,6 +191,19 @@ def clock(job: Job) -> Finding:
     except OSError as error:
         return Finding("clock", None, f"{existing}: {error.strerror}")
     return Finding("clock", skew < SKEW, f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}, {skew:.1f} s from the disk's")
+
+
+def locks(job: Job) -> Finding:
+    """Whether the output's file system has locks, which keep a second process out of a run and end with the first."""
+    existing = job.folder.existing
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing) as file:
+            there = has_locks(file.fileno(), existing)
+    except (VitrailError, OSError) as error:
+        return Finding("locks", False if isinstance(error, VitrailError) else None, str(error))
+    if there:
+        return Finding("locks", True, f"{existing} has them")
+    return Finding("locks", None, f"{existing} has none: a file is the lock, and one that a kill leaves may have to go")
 
 
 def shards(data: str, recipe: Recipe) -> Finding:

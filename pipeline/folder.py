@@ -4,14 +4,13 @@ import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator, Set
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
-from filelock import FileLock, Timeout
-
 from shards.errors import BadRequest, DamagedFile
 from shards.files import Lines, read_json, read_json_lines, write_lines
+from shards.locks import Held, locked
 
 DAMAGED: Final = ".damaged"  # after the name of what is set aside
 LOG: Final = re.compile(r"\.(log|out|err)$")  # where a shell or SLURM puts what a run says
@@ -185,23 +184,20 @@ class RunFolder:
         return self.findings / f"{kind}-{number:02d}.png"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Make the folder and keep other processes out of it; a kill opens it again.
+    def lock(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Make the folder and keep other processes out of it; a kill opens it again, where the system has locks.
 
         Raises BadRequest if another process is in it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise BadRequest.of(
-                "output", f"--output {self}: another process is working on this run; stop it, or wait."
-            ) from error
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.path / ".lock", timeout=0, say=say))
+            except Held as held:
+                raise BadRequest.of(
+                    "output", f"--output {self}: another process is working on this run. {held.remedy}"
+                ) from held
             yield
-        finally:
-            lock.release()
 
     def finished_steps(self) -> int | None:
         """Return the steps that the summary says are done, None where there is none that can be read."""

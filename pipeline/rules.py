@@ -188,7 +188,7 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
         yield Problem(
             "virtual_ranks",
             f"{processes} processes cannot host --virtual-ranks {ranks}: each needs one at least. "
-            f"Start at most {ranks} processes.",
+            f"Start at most {ranks} processes.{_more_ranks(recipe.batch, ranks, processes)}",
         )
     if engine == "ddp":
         return
@@ -212,6 +212,16 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             f"--compute.compile on: {engine} fetches weights layer by layer, which leaves pieces to compile. Take "
             f"FSDP2.",
         )
+
+
+def _more_ranks(batch: int, ranks: int, processes: int) -> str:
+    """Return which number of virtual ranks would use more processes, all alike: a divisor of the batch."""
+    used = max((count for count in range(1, processes + 1) if batch > 0 and batch % count == 0), default=0)
+    another = "That is another run: its views and mixing differ."
+    if used == processes:
+        return f" Or take --virtual-ranks {used}, which uses them all. {another}"
+    none = f" No --virtual-ranks divides --batch {batch} alike among {processes}"
+    return f"{none}; --virtual-ranks {used} uses {used} of them. {another}" if used > ranks else f"{none}."
 
 
 def label_problems(dataset: Dataset) -> Iterator[Problem]:

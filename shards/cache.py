@@ -5,11 +5,11 @@
     CACHE/tars/HASH.lock    held by the process that fetches it
 
 A process that reads a tar, or is about to, holds its file open with a shared lock of the system's, which ends with the
-process however that ends; what is so held is never removed. Of the rest those go first that were used longest ago.
+process however that ends; what is so held is never removed. Of the rest those go first that were used longest ago. On a
+file system without locks nobody knows what is held: a cache belongs on a disk of the machine.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -17,14 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
-
 from shards.errors import DamagedFile, ShardError
 from shards.files import naming, open_regular
+from shards.locks import Held, hold, locked, seize
 from shards.places import LIMIT, download, short_hash, size_of
 
 UNITS: Final = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-POLL: Final = 0.1  # seconds between two looks at a lock
 TRIES: Final = 5  # to open a tar that another process may remove before it is held
 
 
@@ -76,7 +74,11 @@ class Cache:
                 continue
             except (OSError, DamagedFile) as error:
                 raise ShardError(f"{path}: cannot be opened ({error}). Remove it, and go on.") from error
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            try:
+                hold(descriptor, path)
+            except BaseException:
+                os.close(descriptor)
+                raise
             if os.fstat(descriptor).st_nlink:  # else removed between the two
                 os.utime(descriptor)
                 return descriptor
@@ -118,23 +120,20 @@ class Cache:
     @contextlib.contextmanager
     def _alone(self, path: Path, url: str) -> Iterator[None]:
         """Be the only process that fetches a tar.  Raises ShardError where another one does, and nothing comes."""
-        lock, before = FileLock(path.with_suffix(".lock"), poll_interval=POLL), -1
-        while True:
-            try:
-                lock.acquire(timeout=LIMIT)
-                break
-            except Timeout as error:
-                came = sum(part.stat().st_size for part in self.tars.glob(f"{path.stem}.*.part"))
-                if came == before:
-                    raise ShardError(
-                        f"{url}: another process fetches it, and nothing has come for {LIMIT:.0f} s. End that process, "
-                        f"and go on."
-                    ) from error
-                before = came
-        try:
+        before = -1
+        with contextlib.ExitStack() as stack:
+            while True:
+                try:
+                    stack.enter_context(locked(path.with_suffix(".lock"), timeout=LIMIT))
+                    break
+                except Held as held:
+                    came = sum(part.stat().st_size for part in self.tars.glob(f"{path.stem}.*.part"))
+                    if came == before:
+                        raise ShardError(
+                            f"{url}: another process fetches it, and nothing has come for {LIMIT:.0f} s. {held.remedy}"
+                        ) from held
+                    before = came
             yield
-        finally:
-            lock.release()
 
     def _is_whole(self, path: Path, size: int | None) -> bool:
         try:
@@ -155,7 +154,7 @@ class Cache:
 
     def _make_room(self, part: Path, size: int) -> None:
         """Begin a part of a tar of `size` bytes, and remove tars until all are within the limit, but none in use."""
-        with FileLock(self.tars / "room.lock", timeout=LIMIT, poll_interval=POLL):
+        with locked(self.tars / "room.lock", timeout=LIMIT):
             part.touch()
             tars = sorted(_tars(self.tars))
             total = sum(taken for _, taken, _ in tars)
@@ -181,15 +180,13 @@ def _removed(path: Path) -> bool:
     """Remove a tar that nobody holds, or what came of one that nobody fetches; return whether it was."""
     if path.suffix == ".part":
         try:
-            with FileLock(path.with_name(f"{path.name.partition('.')[0]}.lock"), timeout=0):
+            with locked(path.with_name(f"{path.name.partition('.')[0]}.lock"), timeout=0):
                 path.unlink(missing_ok=True)
                 return True
-        except Timeout:
+        except Held:
             return False
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not seize(file.fileno(), path):
             return False
         path.unlink(missing_ok=True)
     return True

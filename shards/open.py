@@ -10,12 +10,10 @@ import os
 import shlex
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
-
-from filelock import FileLock, Timeout
 
 from shards.build import build
 from shards.cache import Cache, default_folder, limit_in_bytes
@@ -26,6 +24,7 @@ from shards.index import HEAD as INDEX_HEAD
 from shards.index import ROWS, Index, IndexHead, starts_of
 from shards.indexing import index_dataset, index_tars
 from shards.labels import Labels, read_class_names
+from shards.locks import Held, locked
 from shards.members import Shard
 from shards.places import download, is_folder_name, is_url, join, listing, read_text, short_hash, size_of
 from shards.reader import arrive
@@ -237,22 +236,19 @@ class Opener:
     @contextmanager
     def _alone(self, folder: Path) -> Iterator[None]:
         """Be the only process that works in a folder of the cache: one makes what is missing, the others find it."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / ".lock")
+        with ExitStack() as stack:
             try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                self.say(f"{folder}: waiting for another process, which prepares the data")
-                lock.acquire()
-        except OSError as error:
-            raise ShardError(
-                f"{folder}: cannot be written to ({error.strerror}). Name another folder: --data.cache"
-            ) from error
-        try:
+                folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    stack.enter_context(locked(folder / ".lock", timeout=0, say=self.say))
+                except Held as held:
+                    self.say(f"{folder}: waiting for another process, which prepares the data. {held.remedy}")
+                    stack.enter_context(locked(folder / ".lock", timeout=-1))
+            except OSError as error:
+                raise ShardError(
+                    f"{folder}: cannot be written to ({error.strerror}). Name another folder: --data.cache"
+                ) from error
             yield
-        finally:
-            lock.release()
 
 
 def holds_tars(folder: Path) -> bool:

@@ -14,12 +14,11 @@ from queue import SimpleQueue
 from threading import Thread
 from typing import Final
 
-from filelock import FileLock
-
 from shards.arrange import shown
 from shards.errors import DamagedFile, SampleError, ShardError
 from shards.files import open_regular
 from shards.index import Index, write_part
+from shards.locks import locked
 from shards.members import index_tar
 from shards.places import LIMIT
 
@@ -148,7 +147,7 @@ def index_part(index: Index, shard: int, tar: Path) -> None:
     """Write the rows of a shard that arrived.  Raises ShardError unless it is what was said of it."""
     part = index.part_file(shard)
     part.parent.mkdir(parents=True, exist_ok=True)  # for the lock
-    with FileLock(part.with_suffix(".lock"), timeout=LIMIT):
+    with locked(part.with_suffix(".lock"), timeout=LIMIT):
         if part.exists():  # another process was faster
             return
         contents = index_tar(tar, index.labels)

@@ -64,7 +64,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     accelerator = build_accelerator(job.hosting, job.recipe.compute)
     job = share_fingerprints(job)
     say: Say = (lambda text: print(harmless(text))) if job.hosting.main else lambda _: None
-    with locked(job):
+    with locked(job, say):
         main_alone(job, lambda: job.folder.mend(say))
         snapshot = restore(job, say)
         job = ended_at_plateau(job, snapshot)
@@ -200,10 +200,10 @@ def main_alone(job: Job, action: Callable[[], object]) -> None:
 
 
 @contextmanager
-def locked(job: Job) -> Iterator[None]:
+def locked(job: Job, say: Say) -> Iterator[None]:
     """Keep others out of the run's folder; nothing in it is read before."""
     with ExitStack() as stack:
-        main_alone(job, lambda: stack.enter_context(job.folder.lock()))
+        main_alone(job, lambda: stack.enter_context(job.folder.lock(say)))
         yield
 
 

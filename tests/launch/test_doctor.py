@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
+from shards import locks
 from shards.dataset import Dataset
 from tests.running import SCRIPT, run_launched, vitrail_process
+from tests.shards.test_locks import without_locks
 from tests.tiny import HERE, TINY
 
 Usage = namedtuple("Usage", ["total", "used", "free"])
@@ -57,6 +60,20 @@ def test_too_little_shared_memory_and_disk_are_told_of(monkeypatch: pytest.Monke
     assert doctor.disk(job).ok is False
 
 
+def test_an_output_without_locks_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    job = job_into(tmp_path / "not" / "there")
+    assert doctor.locks(job) == Finding("locks", True, f"{tmp_path} has them")
+    without_locks(monkeypatch)
+    found = doctor.locks(job)
+    assert found.ok is None
+    assert f"{tmp_path} has none: a file is the lock" in found.says
+    monkeypatch.setattr(locks, "ANSWER", 0.1)
+    monkeypatch.setattr(locks.fcntl, "flock", lambda *_: time.sleep(1))
+    found = doctor.locks(job)
+    assert found.ok is False
+    assert "does not answer to a request for a lock" in found.says
+
+
 def test_a_torn_shard_and_a_missing_folder_are_told_of(dataset: Dataset, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(dataset.folder, copy)
@@ -90,4 +107,4 @@ def test_a_processor_that_makes_other_pixels_is_told_of(monkeypatch: pytest.Monk
 def test_all_is_examined(dataset: Dataset, tmp_path: Path) -> None:
     found = examine(job_into(tmp_path), str(dataset.folder))
     assert [finding.what for finding in found if finding.ok is not True and finding.what != "processor"] == []
-    assert len(found) == 9
+    assert len(found) == 10

@@ -29,6 +29,7 @@ from pipeline.job import (
     resolve,
 )
 from pipeline.request import Request, parse
+from pipeline.rules import hosting_problems
 from recipes.deit_small import RECIPE
 from shards.dataset import Dataset
 from shards.errors import BadRequest, Problem
@@ -75,10 +76,29 @@ def test_all_problems_are_found_at_once(dataset: Dataset) -> None:
         "--model.img-size 16 is not a multiple of --model.patch-size 5",
         "has 4 classes, the recipe's model 10 outputs",
         "--mix.smoothing is 2.0",
-        "4 processes cannot host --virtual-ranks 3",
+        "4 processes cannot host --virtual-ranks 3: each needs one at least. Start at most 3 processes. "
+        "Or take --virtual-ranks 4, which uses them all. That is another run",
         "--batch 80 is more than the 70 training images",
     ):
         assert words in found
+
+
+@pytest.mark.parametrize(
+    ("batch", "processes", "words"),
+    [
+        (64, 8, "Or take --virtual-ranks 8, which uses them all. That is another run: its views and mixing differ."),
+        (
+            64,
+            12,
+            "No --virtual-ranks divides --batch 64 alike among 12; --virtual-ranks 8 uses 8 of them. That is another",
+        ),
+        (64, 5, "Start at most 4 processes. No --virtual-ranks divides --batch 64 alike among 5."),
+    ],
+)
+def test_more_processes_than_virtual_ranks_hear_how_many_would_use_them(batch: int, processes: int, words: str) -> None:
+    (problem,) = hosting_problems(replace(TINY, batch=batch, virtual_ranks=4), processes, "ddp")
+    assert words in problem.sentence
+    assert problem.sentence.endswith(("differ.", "among 5."))
 
 
 def test_fields_are_set_by_their_dotted_names() -> None:

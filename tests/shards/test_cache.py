@@ -18,6 +18,7 @@ from shards.cache import Cache, limit_in_bytes
 from shards.errors import ShardError
 from tests.http_server import WELL, Answer, Asked, Server, serving
 from tests.running import TIMEOUT
+from tests.shards.test_locks import without_locks
 
 SIZE = 300_000
 
@@ -227,6 +228,21 @@ def test_a_reader_holds_what_it_reads_by_a_lock_that_ends_with_it(server: Server
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_without_locks_the_oldest_makes_room_and_who_reads_it_goes_on(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch)
+    cache = Cache(tmp_path / "cache", 2 * SIZE + 10)
+    urls = [f"{server.url}/train/{number:04d}.tar" for number in range(3)]
+    first = cache.open(urls[0])
+    held(cache, urls[1])
+    held(cache, urls[2])
+    assert [cache.holds(url) for url in urls] == [False, True, True]
+    assert os.pread(first, SIZE, 0) == wanted(server, "train/0000.tar")
+    os.close(first)
+    assert not list(cache.tars.glob("*.soft"))
 
 
 @pytest.mark.parametrize(("text", "size"), [("200GB", 200e9), ("1.5tb", 1.5e12), ("10MB", 10e6)])

@@ -34,6 +34,7 @@ from pipeline.session.session import Parts
 from shards.dataset import Dataset
 from shards.errors import BadRequest
 from tests.running import PROGRAMS, SCRIPT, TIMEOUT, metrics, run, start, summary, traces, train_here
+from tests.shards.test_locks import without_locks
 from tests.tiny import HERE, STEPS, TINY
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -187,9 +188,22 @@ def test_a_request_to_stop_saves_and_the_same_command_goes_on(dataset: Dataset, 
 
 
 def test_a_folder_that_another_process_works_in_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with RunFolder(tmp_path).lock(), pytest.raises(BadRequest, match="another process is working on this run"):
+    with RunFolder(tmp_path).lock(print), pytest.raises(BadRequest, match="another process is working on this run"):
         train_here(dataset, tmp_path)
     assert not (tmp_path / "recipe.json").exists()
+
+
+def test_a_folder_without_locks_says_so_and_names_who_works_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_locks(monkeypatch)
+    said: list[str] = []
+    words = rf"another process is working on this run. It is process {os.getpid()} of .* remove .*\.lock\.soft"
+    with RunFolder(tmp_path).lock(said.append):
+        assert RunFolder(tmp_path).strangers() == []
+        with pytest.raises(BadRequest, match=words), RunFolder(tmp_path).lock(print):
+            pass
+    assert "its file system has no locks" in said[0]
 
 
 def test_another_recipe_is_refused_with_the_fields_that_differ(dataset: Dataset, tmp_path: Path) -> None:
@@ -304,7 +318,7 @@ def test_the_memory_of_loader_workers_does_not_grow(dataset: Dataset) -> None:
 
 @pytest.mark.dist
 def test_processes_that_find_the_folder_taken_end_together(dataset: Dataset, tmp_path: Path) -> None:
-    with RunFolder(tmp_path).lock():
+    with RunFolder(tmp_path).lock(print):
         ended = run(SCRIPT, "--data", dataset.folder, "--output", tmp_path, processes=2, code=1)
     assert ended.stderr.count("another process is working on this run") == 1
 
