@@ -23,7 +23,7 @@ def test_memory_is_what_the_plan_says(card: None, tmp_path: Path, record_propert
     recipe = replace(
         deit_tiny.RECIPE,
         data=replace(deit_tiny.RECIPE.data, classes=4, images=IMAGES),
-        compute=Compute(compile=False),  # which keeps less
+        compute=Compute(compile="off"),  # which keeps less
         checkpoint=TINY.checkpoint,
         eval=TINY.eval,
         log=TINY.log,

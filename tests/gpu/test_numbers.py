@@ -13,6 +13,7 @@ from pipeline.data.batch import Batch, TrainingBatches
 from pipeline.data.device import model_input, on_device
 from pipeline.hosting import build_accelerator
 from pipeline.job import REHEARSAL, resolve
+from pipeline.micro_batch import MicroBatch
 from pipeline.request import Request
 from pipeline.teacher.teacher import write_random_weights
 from pipeline.train import build, train
@@ -126,6 +127,9 @@ class Silent:
             torch.cuda.set_sync_debug_mode("error")
         return False
 
+    def after_halving(self, step: int, said: str) -> None:
+        raise AssertionError(said)
+
     def skip_step(self, step: int) -> bool:
         return False
 
@@ -141,7 +145,8 @@ def test_a_step_never_waits_for_the_device(what: str, data: Dataset, tmp_path: P
         recipe = replace(recipe, distill=Distill(teacher="resnet20_cifar", weights=str(weights), token=False))
         write_random_weights(recipe, weights)
     job = resolve(Request(recipe=recipe, data=str(data.folder), output=str(tmp_path / "run")), REHEARSAL)
-    trained = build(job, build_accelerator(job.hosting, recipe.compute))
+    accelerator = build_accelerator(job.hosting, recipe.compute)
+    trained = build(job, accelerator, MicroBatch(job, accelerator))
     events = Silent()
     try:
         train(trained, events)
