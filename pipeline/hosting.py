@@ -21,6 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
+from pipeline.affinity import affinity
 from pipeline.config import Compute, EngineName, Precision, Recipe
 from pipeline.errors import TrainingError
 from pipeline.library_internals import cpu_has_bf16
@@ -61,6 +62,7 @@ class Hosting:
     precision: Precision = "fp32"
     workers: int = 0  # loader processes beside each process
     cores: int = 1  # of a process
+    bound: tuple[int, ...] = ()  # those that it is bound to, on its GPU's side; none: as it is
 
     @property
     def main(self) -> bool:
@@ -108,7 +110,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
         settings = deepspeed_settings(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
         engine = zero_engine(settings)
     local_processes = _number("LOCAL_WORLD_SIZE", 1)
-    cores = max(1, len(psutil.Process().cpu_affinity()) // local_processes)
+    bound, cores = affinity(launched_process(local=True), local_processes)
     return Hosting(
         processes=_number("WORLD_SIZE", 1),
         process=launched_process(),
@@ -119,6 +121,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
         precision=precision,
         workers=_workers(recipe, cores),
         cores=cores,
+        bound=bound,
     )
 
 
@@ -283,6 +286,9 @@ def _waited_for(hosting: Hosting) -> Iterator[None]:
 
 def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
     """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
+    if hosting.bound:
+        with suppress(OSError):  # a container may allow less than it says
+            psutil.Process().cpu_affinity(list(hosting.bound))  # and of the loader workers that it starts
     on_cpu = not torch.accelerator.is_available()
     # buffers are equal everywhere already, batch norm's by `pipeline/model/batch_norm.py`
     exchange = DistributedDataParallelKwargs(broadcast_buffers=False)

@@ -18,9 +18,14 @@ from tests.running import ENVIRONMENT, SCRIPT
 ODD = ("it's a run", 'data $HOME "x"', "`id`", "$(id)", "a\\b", "größe", "#!", "*", "-x;y&", "")
 
 
-def script(recipe: Path, *arguments: str, time: str = "10", partition: str = "") -> str:
+def script(recipe: Path, *arguments: str) -> str:
     resources = Resources(
-        nodes=1, gpus_per_node=0, processes_per_node=2, time=time, partition=partition, config=config_file("cpu")
+        nodes=1,
+        gpus_per_node=0,
+        processes_per_node=2,
+        cpus_per_process=3,
+        sbatch={"time": "10", "account": "lab", "mem": "240G", "qos": ""},
+        config=config_file("cpu"),
     )
     return job_script(recipe, list(arguments), resources)
 
@@ -72,7 +77,7 @@ def test_the_batch_scripts_start_the_python_that_they_are_given(tmp_path: Path) 
     environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
     for name, verb in (("shards", "shards build"), ("teach", "teach")):
         subprocess.run(["bash", str(ROOT / f"slurm/{name}.sbatch"), "a b"], env=environment, check=True)
-        assert f"srun /of/my/own/python -P -m launch.cli {verb} a b" in said.read_text()
+        assert f"srun --cpus-per-task=1 /of/my/own/python -P -m launch.cli {verb} a b" in said.read_text()
         assert "--part 2 --parts 4" in said.read_text().splitlines()[-1]
 
 
