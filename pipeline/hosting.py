@@ -287,8 +287,13 @@ def _waited_for(hosting: Hosting) -> Iterator[None]:
 def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
     """Return the Accelerator of this process.  Raises TrainingError if it sees fewer processes than were started."""
     if hosting.bound:
-        with suppress(OSError):  # a container may allow less than it says
+        try:
             psutil.Process().cpu_affinity(list(hosting.bound))  # and of the loader workers that it starts
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # a container may allow less than it says; slower is better than not at all
+            print(f"Process {hosting.process} stays on all its cores, near its GPU or not: {error}", file=sys.stderr)
     on_cpu = not torch.accelerator.is_available()
     # buffers are equal everywhere already, batch norm's by `pipeline/model/batch_norm.py`
     exchange = DistributedDataParallelKwargs(broadcast_buffers=False)
