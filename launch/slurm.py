@@ -5,7 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,8 @@ from pipeline.job import TRAINING
 from shards.errors import BadRequest, Problem, harmless
 
 ROOT: Final = Path(__file__).parents[1]
+TEXTS: Final = ("time", "partition", "account", "qos", "constraint", "mem")  # options that are sbatch's own
+CPUS_PER_GPU: Final = 8  # what a GPU has at least on most clusters, and `docs/speed.md` says that DeiT-S needs more of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,12 @@ class Slurm(RecipeVerb):
     gpus_per_node: int = 8  # 0: none
     processes_per_node: int = 0  # 0: as many as GPUs, one at least
     time: str = "24:00:00"  # time limit; shortly before it the run saves, and the job queues itself again
-    partition: str = ""  # empty: the cluster's default
+    partition: str = ""  # empty: the cluster's default, as for the next five
+    account: str = ""  # that pays
+    qos: str = ""  # quality of service
+    constraint: str = ""  # features that the nodes must have
+    mem: str = ""  # memory of a node, as sbatch takes it: 240G
+    cpus_per_process: int = 0  # cores for a process and its loader workers; 0: 8 beside a GPU, else 1
     config: str = "ddp_multinode"  # of launch/configs
     submit: tyro.conf.FlagCreatePairsOff[bool] = False  # submit the script instead of printing it
 
@@ -50,8 +57,8 @@ class Slurm(RecipeVerb):
             nodes=self.nodes,
             gpus_per_node=self.gpus_per_node,
             processes_per_node=processes,
-            time=self.time,
-            partition=self.partition,
+            cpus_per_process=self.cpus_per_process or (CPUS_PER_GPU if self.gpus_per_node else 1),
+            sbatch={name: getattr(self, name) for name in TEXTS},
             config=config_file(self.config),
         )
         script = job_script(recipe_file(self.recipe)[0].resolve(), arguments, resources)
@@ -64,12 +71,12 @@ class Slurm(RecipeVerb):
 
     def problems(self) -> Iterator[Problem]:
         """Yield what is wrong with the options that sbatch reads: it splits its lines as a shell does."""
-        for name in ("time", "partition"):
+        for name in TEXTS:
             if not re.fullmatch(r"[^\s'\"\\#]*", value := getattr(self, name)):
                 yield Problem(
                     name, f"--{name} {value!r}: blanks, quotes, `\\` and `#` are no part of what sbatch takes."
                 )
-        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 0)):
+        for name, least in (("nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 0), ("cpus_per_process", 0)):
             if (number := getattr(self, name)) < least:
                 yield Problem(name, f"--{flag(name)} is {number}; it must be at least {least}.")
 
@@ -84,8 +91,8 @@ class Resources:
     nodes: int
     gpus_per_node: int  # 0: none
     processes_per_node: int
-    time: str  # as sbatch takes it: minutes, hours:minutes:seconds, days-hours, ...
-    partition: str  # empty: the cluster's default
+    cpus_per_process: int
+    sbatch: Mapping[str, str]  # further options by name, as sbatch takes them; empty: the cluster's default
     config: Path  # for `accelerate launch`
 
 
@@ -93,9 +100,11 @@ def job_script(recipe: Path, arguments: list[str], resources: Resources) -> str:
     """Return the text of a job script."""
     options = {
         "nodes": str(resources.nodes),
-        "time": resources.time,
-        "partition": resources.partition,
         "gpus-per-node": str(resources.gpus_per_node or ""),
+        "cpus-per-task": str(
+            resources.cpus_per_process * resources.processes_per_node
+        ),  # a task starts those of a node
+        **resources.sbatch,
     }
     head, body = (ROOT / "slurm" / "train.sbatch").read_text().split("set -uo pipefail\n")
     for name, value in options.items():

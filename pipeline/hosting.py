@@ -22,6 +22,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from pipeline import devices
+from pipeline.affinity import affinity
 from pipeline.config import Compute, EngineName, Precision, Recipe
 from pipeline.determinism import determinism_problems, promise
 from pipeline.devices import device_problems
@@ -64,6 +65,7 @@ class Hosting:
     workers: int = 0  # loader processes beside each process
     cores: int = 1  # of a process
     compiled: bool = False  # the model's blocks, by torch.compile; decided when a request is resolved
+    bound: tuple[int, ...] = ()  # those that it is bound to, on its GPU's side; none: as it is
 
     @property
     def main(self) -> bool:
@@ -114,7 +116,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
         settings = deepspeed_settings(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
         engine = zero_engine(settings)
     local_processes = _number("LOCAL_WORLD_SIZE", 1)
-    cores = max(1, len(psutil.Process().cpu_affinity()) // local_processes)
+    bound, cores = affinity(launched_process(local=True), local_processes)
     return Hosting(
         processes=_number("WORLD_SIZE", 1),
         process=launched_process(),
@@ -125,6 +127,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
         precision=precision,
         workers=_workers(recipe, cores),
         cores=cores,
+        bound=bound,
     )
 
 
@@ -291,6 +294,11 @@ def build_accelerator(hosting: Hosting, compute: Compute) -> Accelerator:
     Raises TrainingError if it sees fewer processes than were started, or another device.
     """
     promise(compute)  # what cuBLAS is told has to be said before it starts
+    if hosting.bound:
+        try:
+            psutil.Process().cpu_affinity(list(hosting.bound))  # and of the loader workers that it starts
+        except (OSError, ValueError) as error:  # a container may allow less than it says
+            print(f"Process {hosting.process} stays on all its cores, near its GPU or not: {error}", file=sys.stderr)
     device = devices.current()
     on_cpu = device.type == "cpu"
     # buffers are equal everywhere already, batch norm's by `pipeline/model/batch_norm.py`

@@ -497,7 +497,7 @@ def test_a_recipe_of_ones_own_is_one_as_it_is_printed(tmp_path: Path) -> None:
 OTHERS: Final = {  # options of other programs: accelerate launch, sbatch, scancel, srun, timm, docker, deit
     *("--config_file", "--machine_rank", "--num_machines", "--num_processes", "--main_process_ip"),
     *("--main_process_port", "--quiet", "--signal", "--batch", "--requeue", "--nodes", "--gpus-per-node", "--time"),
-    *("--array", "--gpus-per-task", "--logdir", "--distillation-alpha", "--help"),
+    *("--array", "--cpus-per-gpu", "--cpus-per-task", "--gpus-per-task", "--logdir", "--distillation-alpha", "--help"),
     *("--nproc-per-node", "--num_cpu_threads_per_process"),
     *("--mixed_precision", "--gradient_accumulation_steps", "--dynamo_backend", "--fsdp_offload_params"),
     "--fsdp_activation_checkpointing",

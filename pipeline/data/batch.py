@@ -3,6 +3,7 @@
 Shapes: B images of one virtual rank, S side of the image.
 """
 
+import time
 from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Final, NamedTuple
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
     copies: NDArray[np.int64]  # [B]
     unusable: list[Unusable]  # those that were not met before
     replaced: bool  # whether views are of other samples, since their own cannot be used
+    seconds: float = 0.0  # that it took to prepare
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -86,6 +88,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         """Read, decode once a sample, and augment once a view: what a virtual rank sees at a step."""
+        started = time.perf_counter()
         step, virtual_rank = item
         recipe, size = self.recipe, self.recipe.model.img_size
         order_step, epoch, samples, copies = self.order.views(step, virtual_rank)
@@ -124,6 +127,7 @@ class TrainingBatches(Dataset[Batch]):
             copies=copies,
             unusable=unusable,
             replaced=any(sample in self._reasons for sample in samples.tolist()),
+            seconds=time.perf_counter() - started,
         )
 
     def view(

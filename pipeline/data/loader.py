@@ -333,17 +333,18 @@ def become_worker(worker: int) -> None:
 
 
 class Feed:
-    """The batches of a process, one after the other, and the time spent waiting for them."""
+    """The batches of a process, one after the other, and the time spent preparing them and waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
-        self.seconds_waited = 0.0
+        self.seconds_waited = self.seconds_prepared = 0.0
 
     def next_batch(self) -> Batch | None:
         """Return the next batch, None at the end."""
         started = time.perf_counter()
         batch = next(self._batches, None)
         self.seconds_waited += time.perf_counter() - started
+        self.seconds_prepared += batch.seconds if batch else 0.0
         return batch
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ from pipeline.session.profiler import Profiler
 from pipeline.session.quarantine import Quarantine
 from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.session.tally import Tally
-from pipeline.session.telemetry import Laps
+from pipeline.session.telemetry import Laps, Supply
 from pipeline.train import Run
 from shards.files import naming
 from shards.index import Index
@@ -189,6 +189,7 @@ class Events:
         self._started = time.monotonic() - seconds
         self._saved_at = self._mark = time.monotonic()
         self._mark_step, self._mark_wait = run.first_step, 0.0
+        self._supply = Supply(run.feed, run.job.hosting)
         self._training_seconds = 0.0
         self._laps = Laps(run.device)
         self._profiler = profiler
@@ -368,6 +369,7 @@ class Events:
             values["lr_by_group"] = {group: scale * values["lr"] for group, scale in self._rates.items()}
         if self.run.teacher:
             values["agreement"] = report.agreement
+        told = self._supply.tell((done - self._mark_step) * self.run.micro_batch.images, seconds)
         self._mark, self._mark_step, self._mark_wait = now, done, self.run.feed.seconds_waited
         self.log.record("train", done, self._epoch(done), values)
         self.log.say(
@@ -375,6 +377,8 @@ class Events:
             f"lr {values['lr']:.2e}  grad norm {report.norm:.2f}  {values['images_per_second']:.1f} images/s  "
             f"data wait {values['data_wait']:.1%}" + (f"  agreement {report.agreement:.1%}" if self.run.teacher else "")
         )
+        for sentence in told:
+            self.log.say(sentence)
 
     def evaluate(self, step: int, *, record: bool = True) -> None:
         """Evaluate the weights and their average, and keep the scores."""

@@ -18,9 +18,14 @@ from tests.running import ENVIRONMENT, SCRIPT
 ODD = ("it's a run", 'data $HOME "x"', "`id`", "$(id)", "a\\b", "größe", "#!", "*", "-x;y&", "")
 
 
-def script(recipe: Path, *arguments: str, time: str = "10", partition: str = "") -> str:
+def script(recipe: Path, *arguments: str) -> str:
     resources = Resources(
-        nodes=1, gpus_per_node=0, processes_per_node=2, time=time, partition=partition, config=config_file("cpu")
+        nodes=1,
+        gpus_per_node=0,
+        processes_per_node=2,
+        cpus_per_process=3,
+        sbatch={"time": "10", "account": "lab", "mem": "240G", "qos": ""},
+        config=config_file("cpu"),
     )
     return job_script(recipe, list(arguments), resources)
 
@@ -72,7 +77,7 @@ def test_the_batch_scripts_start_the_python_that_they_are_given(tmp_path: Path) 
     environment |= {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "4"}
     for name, verb in (("shards", "shards build"), ("teach", "teach")):
         subprocess.run(["bash", str(ROOT / f"slurm/{name}.sbatch"), "a b"], env=environment, check=True)
-        assert f"srun /of/my/own/python -P -m launch.cli {verb} a b" in said.read_text()
+        assert f"srun --cpus-per-task=1 /of/my/own/python -P -m launch.cli {verb} a b" in said.read_text()
         assert "--part 2 --parts 4" in said.read_text().splitlines()[-1]
 
 
@@ -81,13 +86,14 @@ def test_the_batch_scripts_start_the_python_that_they_are_given(tmp_path: Path) 
 def test_a_folder_of_the_same_name_where_a_job_starts_is_not_taken_for_ours(name: str, tmp_path: Path) -> None:
     (tmp_path / "launch").mkdir()
     (tmp_path / "launch" / "__init__.py").write_text("raise RuntimeError('imported')\n")
-    (tmp_path / "srun").write_text('#!/bin/bash\n[[ $* = *launch.cli* ]] && exec "$@" || echo "$CONFIG"\n')
+    (tmp_path / "srun").write_text('#!/bin/bash\nshift; [[ $* = *launch.cli* ]] && exec "$@" || echo "$CONFIG"\n')
     (tmp_path / "scontrol").write_text("#!/bin/bash\necho n0 NodeAddr=10.0.0.1\n")
     for program in ("srun", "scontrol"):
         (tmp_path / program).chmod(0o755)
     environment = {**ENVIRONMENT, "PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": sys.executable}
     environment |= {"SLURM_CPUS_PER_TASK": "1", "SLURM_ARRAY_TASK_COUNT": "1", "SLURM_ARRAY_TASK_ID": "0"}
     environment |= {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_ID": "7"}
+    environment["SLURM_JOB_CPUS_PER_NODE"] = "2"
     command = ["bash", str(ROOT / f"slurm/{name}.sbatch"), "--help"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -121,7 +127,7 @@ def test_only_what_may_go_better_is_tried_again(code: int, attempts: int, tmp_pa
     for name in ("srun", "scontrol", "python"):
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "n0", "SLURM_JOB_ID": "7"}
-    environment |= {"SLURM_JOB_NUM_NODES": "1"}
+    environment |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_CPUS_PER_NODE": "2"}
     command = ["bash", str(ROOT / "slurm/train.sbatch"), "recipe.py"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == code, done.stderr

@@ -75,7 +75,15 @@ def unbroken(submit: Submit) -> Path:
     job = submit()
     job.end()
     assert "2 virtual ranks of 6 images on 2 process(es) (1, 1)" in job.said
+    assert "1 core(s) each" in job.said
     return job.folder
+
+
+def test_a_job_has_the_cores_that_it_asks_for_and_says_how_many(submit: Submit) -> None:
+    job = submit("--nodes=1", "--cpus-per-task=2", pause=0)
+    job.end()
+    assert "2 core(s) each" in job.said
+    assert "worker(s) on 2 core(s) give about" in job.said
 
 
 def assert_equal(job: Job, unbroken: Path) -> None:
