@@ -37,7 +37,7 @@ class Slurm(RecipeVerb):
     gpus_per_node: int = 8  # 0: none
     processes_per_node: int = 0  # 0: as many as GPUs, one at least
     time: str = "24:00:00"  # time limit; shortly before it the run saves, and the job queues itself again
-    partition: str = ""  # empty: the cluster's default, as for the next five
+    partition: str = ""  # empty: the cluster's default, as for the next four
     account: str = ""  # that pays
     qos: str = ""  # quality of service
     constraint: str = ""  # features that the nodes must have

@@ -53,6 +53,19 @@ class Replicated:
         self.student = self._share(Student(net, recipe.compute, compiled=hosting.compiled))
         # after the sharing, which may have put other parameters into the net
         self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
+        if self.passes_alone and hosting.processes > 2:
+            self._order_buckets()
+
+    def _order_buckets(self) -> None:
+        """Have DDP put its buckets into the order that it takes after a first exchange.
+
+        Where gradients lie decides in which order three processes and more add them up: a run that goes on would do its
+        first step otherwise than one that was not stopped. Two add up alike in any order.
+        """
+        self.student.eval()  # keeps the statistics of batch norm
+        with torch.compiler.set_stance("force_eager"):
+            self.exchange_accumulated(1)
+        self.forget()
 
     def _share(self, student: Student) -> nn.Module:
         with warnings.catch_warnings():

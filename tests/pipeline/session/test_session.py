@@ -147,6 +147,17 @@ def test_micro_batches_give_the_same_weights(
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.dist
+def test_three_processes_that_go_on_end_with_the_same_weights(dataset: Dataset, tmp_path: Path) -> None:
+    """Three gradients, unlike two, add up to another number in another order."""
+    for name, last_steps in (("unbroken", (6,)), ("broken", (3, 6))):
+        for last in last_steps:
+            data = ("--data", dataset.folder, "--data.workers", 0, "--max-steps", last)
+            run(SCRIPT, *data, "--output", tmp_path / name, processes=3)
+    one, two = (summary(tmp_path / name)["weights_sha256"] for name in ("unbroken", "broken"))
+    assert one == two
+
+
 @pytest.mark.parametrize("name", ["adam", "sgd", "lamb"])
 def test_every_optimizer_is_resumed_bit_for_bit(dataset: Dataset, tmp_path: Path, name: str) -> None:
     recipe = replace(HERE, optim=replace(HERE.optim, name=name))  # adamw is everyone else's
