@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psutil
@@ -95,15 +96,20 @@ def test_steps_that_are_skipped_have_no_batches_and_those_of_a_long_run_take_no_
     assert next(iter(StepSampler(range(10**12, 10**15), range(1), {10**12}))) == (10**12 + 1, 0)
 
 
-def test_the_time_spent_waiting_is_counted() -> None:
-    def slow() -> Iterator[str]:
-        for batch in "ab":
+def test_the_time_spent_waiting_and_preparing_is_counted() -> None:
+    def slow() -> Iterator[SimpleNamespace]:
+        for seconds in (2.0, 3.0):
             time.sleep(0.1)
-            yield batch
+            yield SimpleNamespace(seconds=seconds)
 
     feed = Feed(slow())  # type: ignore[arg-type]
-    assert [feed.next_batch(), feed.next_batch(), feed.next_batch()] == ["a", "b", None]
+    assert [batch and batch.seconds for batch in (feed.next_batch(), feed.next_batch(), feed.next_batch())] == [
+        2,
+        3,
+        None,
+    ]
     assert feed.seconds_waited >= 0.2
+    assert feed.seconds_prepared == 5
 
 
 @pytest.mark.dist
