@@ -1,6 +1,7 @@
 """The memory that a process needs of its device, in bytes, worked out and not tried."""
 
 from dataclasses import replace
+from functools import cache
 from typing import Any, Final
 
 import torch
@@ -46,6 +47,7 @@ def pass_bytes(recipe: Recipe, precision: Precision) -> tuple[int, int]:
     return kept + FLOAT * (IMAGES * 3 * size * size + LOSSES * classes), beside
 
 
+@cache  # a plan asks for each kind of GPU
 def activations(recipe: Recipe, precision: Precision) -> tuple[int, int]:
     """Return the bytes that a forward pass keeps for the backward pass, measured: of an image, and beside the images.
 
