@@ -20,6 +20,7 @@ from pipeline.run import carry_out
 from pipeline.session.session import Parts
 from shards.dataset import Dataset
 from shards.files import read_json, read_json_lines
+from tests.forks import Program
 from tests.tiny import HERE
 
 ROOT = Path(__file__).parents[1]
@@ -39,20 +40,10 @@ def train_here(
     return carry_out(request, parts or Parts())
 
 
-def start(
-    script: Path, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start a recipe on one process or on several."""
-    command = [sys.executable]
-    if processes > 1:
-        command += [str(PROGRAMS / "group.py"), str(processes)]
-    return subprocess.Popen(
-        [*command, str(script), *map(str, arguments)],
-        env={**ENVIRONMENT, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(script: Path | str, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None) -> Program:
+    """Start a recipe, or `-m` and a module, on one process or on several."""
+    group = [str(PROGRAMS / "group.py"), str(processes)] if processes > 1 else []
+    return Program([*group, str(script), *map(str, arguments)], env={**ENVIRONMENT, **(env or {})})
 
 
 def launcher(config: str, processes: int) -> list[str]:
@@ -62,11 +53,11 @@ def launcher(config: str, processes: int) -> list[str]:
 
 
 def run(
-    script: Path, *arguments: Any, processes: int = 1, code: int = 0, env: dict[str, str] | None = None
+    script: Path | str, *arguments: Any, processes: int = 1, code: int = 0, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end and check its exit code."""
     process = start(script, *arguments, processes=processes, env=env)
-    out, err = process.communicate(timeout=TIMEOUT)
+    out, err = process.communicate(TIMEOUT)
     assert process.returncode == code, out + err
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

@@ -3,8 +3,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from launch.trained import Trained, numbers_of, trained_model
 from shards.dataset import Dataset, read_dataset
 from shards.errors import BadRequest
 from shards.files import write_json
-from tests.running import ENVIRONMENT, PROGRAMS, metrics, vitrail
+from tests.running import metrics, run, vitrail
 from tests.tiny import HERE
 
 
@@ -51,9 +49,7 @@ def test_people_read_the_same_with_the_names_of_the_classes(trained: Path, datas
 @pytest.mark.dist
 def test_two_processes_say_what_one_says(trained: Path, dataset: Dataset, tmp_path: Path) -> None:
     arguments = ["eval", str(trained), "--data", str(dataset.folder), "--data.workers", "0"]
-    command = [sys.executable, str(PROGRAMS / "group.py"), "2", "-m", "launch.cli", *arguments, "--json"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run("-m", "launch.cli", *arguments, "--json", processes=2)
     alone = evaluated(*arguments[1:])
     both = json.loads(done.stdout)
     assert both.pop("loss") == pytest.approx(alone.pop("loss"), rel=1e-6)

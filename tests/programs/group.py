@@ -5,37 +5,44 @@
 
 import os
 import socket
-import subprocess
 import sys
 import time
+from multiprocessing import get_context
+
+from tests.forks import become
+
+
+def begin(number: int, command: list[str]) -> None:
+    os.environ.update({"RANK": str(number), "LOCAL_RANK": str(number)})
+    become(command)
 
 
 def main(processes: int, command: list[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {
+    os.environ |= {
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "ACCELERATE_USE_CPU": os.environ.get("ACCELERATE_USE_CPU", "true"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
     }
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group = [
-        subprocess.Popen([sys.executable, *command], env={**os.environ, **common, "RANK": str(n), "LOCAL_RANK": str(n)})
-        for n in range(processes)
-    ]
-    while any(process.poll() is None for process in group) and not any(process.poll() for process in group):
+    fork = get_context("fork")
+    group = [fork.Process(target=begin, args=(number, command)) for number in range(processes)]
+    for process in group:
+        process.start()
+    while any(process.is_alive() for process in group) and not any(process.exitcode for process in group):
         time.sleep(0.05)
-    failed = any(process.poll() for process in group)
+    if not any(process.exitcode for process in group):
+        return 0
     deadline = time.monotonic() + 30  # as torch's launcher gives the others
     for process in group:
-        if failed and process.poll() is None:
-            process.terminate()
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()) if failed else None)
-        except subprocess.TimeoutExpired:
-            process.kill()
-    return 1 if failed else 0
+        process.terminate()
+    for process in group:
+        process.join(max(0.1, deadline - time.monotonic()))
+        process.kill()
+    return 1
 
 
 if __name__ == "__main__":

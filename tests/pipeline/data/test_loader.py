@@ -4,7 +4,6 @@ import gc
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pipeline.data.record import eval_record, room, view_record
 from pipeline.errors import LoaderError
 from shards.dataset import Dataset
 from shards.errors import ShardError
+from tests.forks import Program
 from tests.running import PROGRAMS, TIMEOUT, start
 from tests.tiny import TINY
 
@@ -63,7 +63,7 @@ def leaving_nobody() -> Iterator[set[psutil.Process]]:
 class Loading(NamedTuple):
     """A process whose loader has filled its pipes."""
 
-    process: subprocess.Popen[str]
+    process: Program
     workers: list[psutil.Process]
 
 
@@ -72,7 +72,6 @@ def loading() -> Iterator[Loading]:
     process = start(PROGRAMS / "loading.py")
     workers: list[psutil.Process] = []
     try:
-        assert process.stdout
         workers += [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
         assert len(running(workers)) == 4
         time.sleep(1)  # until the pipes are full

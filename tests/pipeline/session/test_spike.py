@@ -17,7 +17,7 @@ from pipeline.session.events import Events
 from pipeline.session.session import Parts
 from pipeline.session.spike import WINDOW, Watch
 from shards.dataset import Dataset
-from tests.running import PROGRAMS, metrics, run_launched, summary, traces, train_here
+from tests.running import PROGRAMS, metrics, run, summary, traces, train_here
 from tests.tiny import HERE, STEPS
 
 SKIPPING = replace(HERE, spike=Spike(policy="skip"))
@@ -95,7 +95,7 @@ def test_the_checkpoint_that_a_rollback_needs_is_kept(dataset: Dataset, tmp_path
 
 @pytest.mark.dist
 def test_every_engine_skips_the_same_steps(dataset: Dataset, tmp_path: Path) -> None:
-    run_launched("cpu", PROGRAMS / "engines.py", "spikes", tmp_path, dataset.folder, processes=2)
+    run(PROGRAMS / "engines.py", "spikes", tmp_path, dataset.folder, processes=2)
     one = metrics(tmp_path / "ddp", "train")
     assert [line["step"] - 1 for line in one] == [*range(8), 10, 11]
     for engine in ("fsdp2", "zero1", "zero3"):

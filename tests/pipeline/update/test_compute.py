@@ -14,7 +14,7 @@ from pipeline.request import Request
 from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import PROGRAMS, metrics, run_launched, train_here
+from tests.running import PROGRAMS, metrics, run, train_here
 from tests.tiny import ENGINES, HERE
 
 CONVOLUTIONS = replace(HERE, epochs=1, model=replace(HERE.model, name="vitc_1gf", dropout=0.2))
@@ -51,7 +51,7 @@ COMPILING = ("ddp", "fsdp2", "zero2")  # `tests/programs/engines.py`
 
 @pytest.mark.dist
 def test_every_engine_compiles_and_checkpoints(dataset: Dataset, tmp_path: Path) -> None:
-    run_launched("cpu", PROGRAMS / "engines.py", "compiled", tmp_path, dataset.folder, processes=2)
+    run(PROGRAMS / "engines.py", "compiled", tmp_path, dataset.folder, processes=2)
     train_here(dataset, tmp_path / "usual", replace(ENGINES, epochs=1, model=replace(ENGINES.model, depth=1)))
     for engine in COMPILING:
         assert losses(tmp_path / engine) == pytest.approx(losses(tmp_path / "usual"), rel=1e-4)

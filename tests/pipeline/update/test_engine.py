@@ -14,7 +14,7 @@ from pipeline.hosting import hosting_of_launch
 from pipeline.rules import hosting_problems
 from shards.dataset import Dataset
 from shards.errors import BadRequest
-from tests.running import ENVIRONMENT, PROGRAMS, SCRIPT, metrics, run_launched, summary, train_here
+from tests.running import ENVIRONMENT, PROGRAMS, SCRIPT, metrics, run, run_launched, summary, train_here
 from tests.tiny import ENGINES, HERE
 
 NAMES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
@@ -35,7 +35,7 @@ def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, 
     # any engine saves the same tensors, and any goes on from those of one: so any pair does
     for processes in (2, 1):  # START is a run of two
         arguments = (tmp_path, dataset.folder, SAVED, LAST, START, *NAMES)
-        run_launched("fsdp2", PROGRAM, "matrix", *arguments, processes=processes)
+        run(PROGRAM, "matrix", *arguments, processes=processes)
     saved = [tmp_path / f"{engine}-{processes}" for engine in NAMES for processes in (1, 2)]
     train_here(dataset, tmp_path / "unbroken", ENGINES, max_steps=LAST)
     expected = [line["loss"] for line in metrics(tmp_path / "unbroken", "train")]
@@ -61,7 +61,7 @@ def test_a_run_saved_under_any_engine_goes_on_under_any_other(dataset: Dataset, 
 
 @pytest.mark.dist
 def test_gradual_fine_tuning_and_dropout_are_the_same_under_any_engine(dataset: Dataset, tmp_path: Path) -> None:
-    run_launched("fsdp2", PROGRAM, "gradual", tmp_path, dataset.folder, *NAMES, processes=2)
+    run(PROGRAM, "gradual", tmp_path, dataset.folder, *NAMES, processes=2)
     alone, *others = [[line["loss"] for line in metrics(tmp_path / engine, "train")] for engine in NAMES]
     assert len(alone) == 5
     for losses in others:
@@ -74,7 +74,7 @@ def test_optimizers_of_timm_go_on_under_engines_that_share_their_state(dataset: 
         ("lion", "nadamlegacy", "laprop"),
         ("ddp", "fsdp2", "zero1", "zero3"),
     )  # the latter count in numbers
-    run_launched("fsdp2", PROGRAM, "optimizers", tmp_path, dataset.folder, ",".join(names), *engines, processes=2)
+    run(PROGRAM, "optimizers", tmp_path, dataset.folder, ",".join(names), *engines, processes=2)
     for name in names:
         alone, *others = [
             [line["loss"] for line in metrics(tmp_path / f"{name}-{engine}", "train")] for engine in engines
