@@ -381,6 +381,13 @@ def written_number(value: float | Sequence[float]) -> str:
     return ",".join(f"{part:g}" for part in value) if isinstance(value, Sequence) else f"{value:g}"
 
 
+def further_arguments(theirs: Theirs) -> dict[str, str]:
+    """Return an optimizer's further arguments as a recipe writes them: of a command line key=value, of a file a dict."""
+    said = (theirs["opt-kwargs"] or []) if theirs.has("opt-kwargs") else []
+    pairs = said.items() if isinstance(said, dict) else (pair.split("=", 1) for pair in said if "=" in pair)
+    return {key: re.sub(r"[()\[\]\s]", "", str(value)) for key, value in pairs}
+
+
 def _optimizer(theirs: Theirs, to: Translation) -> None:
     said = theirs["opt"].lower()
     name, nesterov = OPTIMIZERS.get(said, (said, False))
@@ -396,15 +403,23 @@ def _optimizer(theirs: Theirs, to: Translation) -> None:
         to.take("optim.eps", theirs["opt-eps"] or ADAPTIVE_EPS.get(name, 1e-8), "opt-eps")
         betas = theirs["opt-betas"]
         to.take("optim.betas", tuple(betas) if betas else (0.9, 0.999), "opt-betas")
-    else:
+    arguments: dict[str, str] = {}
+    by = ["opt-kwargs"]
+    if name not in OURS:
         has = get_optimizer_info(name)
         given = {
             "eps": theirs["opt-eps"] if has.has_eps else None,
             "betas": theirs["opt-betas"] if has.has_betas else None,
         }
         given["momentum"] = theirs["momentum"] if has.has_momentum else None
-        arguments = [f"{key}={written_number(value)}" for key, value in given.items() if value is not None]
-        to.take("optim.args", tuple(arguments), "opt-eps", "opt-betas", "momentum")
+        arguments = {key: written_number(value) for key, value in given.items() if value is not None}
+        by += ["opt-eps", "opt-betas", "momentum"]
+    for key, text in further_arguments(theirs).items():
+        if unfit := list(optimizer_problems(Optim(lr=1.0, name=name, args=(f"{key}={text}",)))):
+            to.leave("opt-kwargs", str(unfit[0]))
+        else:
+            arguments[key] = text
+    to.take("optim.args", tuple(f"{key}={text}" for key, text in arguments.items()), *by)
     clip, mode = theirs["clip-grad"] or 0.0, theirs["clip-mode"] if theirs.has("clip-mode") else "norm"
     if clip and mode != "norm":
         to.leave("clip-mode", "gradients are clipped by their norm alone; they are not clipped here")
@@ -433,7 +448,7 @@ def _schedule(theirs: Theirs, to: Translation) -> None:
             )
             to.take("optim.lr_batch", 0, *by)
     if theirs["sched"] != "cosine":
-        to.leave("sched", "a recipe has warm-up and half a cosine, which stands in its place")
+        to.leave("sched", "a recipe has three cosines and wsd; timm's cosine stands in its place")
     to.take("optim.schedule", "timm", "sched")
     for ours in ("warmup_epochs", "warmup_lr", "min_lr"):
         name = ours.replace("_", "-")

@@ -32,13 +32,13 @@ class Flag(NamedTuple):
 AT_RUN: Final = "said when it is run"
 HOSTING: Final = "hosting is the launcher's, and changes no result"
 LOADER: Final = "the loader's own business, which changes no view"
-OTHER_SCHEDULE: Final = "for schedules that a recipe has not: it has warm-up and half a cosine"
+OTHER_SCHEDULE: Final = "for schedules that a recipe has not: it has three cosines, and wsd"
 NOISE: Final = "the rate of a recipe has no noise"
 CYCLES: Final = "a recipe's cosine falls once, from its peak to its floor"
 BATCH_NORM: Final = "batch norm is as the model has it, with statistics over a virtual rank"
 SPLITS: Final = "a view is made once, without clean and augmented splits"
 NAFLEX: Final = "images of one size: no NaFlex loader"
-KD: Final = "its losses are weighed otherwise here: see --distill in docs/distillation.md"
+KD: Final = "its losses are weighed otherwise here: see docs/distillation.md"
 TRACKER: Final = "a run writes TensorBoard files and metrics.jsonl"
 SUBMITIT: Final = "vitrail slurm writes the job script"
 MULTILABEL: Final = "an image has one label"
@@ -107,7 +107,7 @@ FLAGS: Final = (
     Flag("weight-decay", "float", 0.05, 2e-5, "optim.weight_decay"),
     Flag("clip-grad", "float", None, None, "optim.clip"),
     Flag("clip-mode", "text", ABSENT, "norm", "optim.clip"),
-    Flag("opt-kwargs", "texts", ABSENT, None, why="give an optimizer's further arguments as --optim.args key=value"),
+    Flag("opt-kwargs", "texts", ABSENT, None, "optim.args"),
     Flag("layer-decay", "float", ABSENT, None, "finetune.rates, finetune.decay"),
     Flag("layer-decay-min-scale", "float", ABSENT, 0.0, why="rates by layer have no floor", same=0.0),
     Flag("layer-decay-no-opt-scale", "float", ABSENT, None, why="every layer is trained, however low its rate"),

@@ -73,7 +73,7 @@ SCRATCH: Final = Table(
     title="A small ViT from scratch",
     text="The tutorial's set-up as it is: 5,000 images, ten epochs, no augmentation. It names no split for its figure.",
     rows=(Row("vit-small", "vit_cifar10_small", "--eval.every-epochs 0"),),
-    claims=(Figure("tutorial (papers.md 5.5)", "38.7 %", "vit-small", 38.7),),
+    claims=(Figure("tutorial", "38.7 %", "vit-small", 38.7),),
 )
 
 STEM: Final = (
@@ -151,13 +151,13 @@ the fine-tuning; the pretrained model is one.""",
           for strategy in STRATEGIES),
     ),
     claims=(
-        Claim("tutorial (papers.md 5.1)", "full is better than Partial-1, after an epoch", ("full",), ("partial-1",)),
-        Claim("tutorial (papers.md 5.1)", "Partial-1, with ten times fewer parameters, is better than linear",
+        Claim("tutorial", "full is better than Partial-1, after an epoch", ("full",), ("partial-1",)),
+        Claim("tutorial", "Partial-1, with ten times fewer parameters, is better than linear",
               ("partial-1",), ("linear",)),
         Claim("MAE, A.1", "batch norm before the head helps a linear probe", ("linear, normed",), ("linear",)),
-        Claim("tutorial (papers.md 5.1)", "full is better than Partial-1, on flowers", ("flowers full",),
+        Claim("tutorial", "full is better than Partial-1, on flowers", ("flowers full",),
               ("flowers partial-1",)),
-        Claim("tutorial (papers.md 5.1)", "Partial-1 is better than linear, on flowers", ("flowers partial-1",),
+        Claim("tutorial", "Partial-1 is better than linear, on flowers", ("flowers partial-1",),
               ("flowers linear",)),
     ),
 )  # fmt: skip
@@ -180,9 +180,9 @@ its head alone for 24 epochs, or for 16, and then all of it for 8, each part at 
             "--optim.min-lr 0.003", "flowers"),
     ),
     claims=(
-        Claim("guide (papers.md 5.3)", "fine-tuning adds accuracy to what it started from", ("then all",),
+        Claim("guide", "fine-tuning adds accuracy to what it started from", ("then all",),
               ("then all@16",)),
-        Claim("guide (papers.md 5.3)", "and more than as many epochs of the head alone", ("then all",), ("features",)),
+        Claim("guide", "and more than as many epochs of the head alone", ("then all",), ("features",)),
     ),
     after=(8, 16),
 )  # fmt: skip
@@ -212,7 +212,6 @@ Table 8 takes away from the recipe is added here, or taken away, one at a time."
         Row("no stochastic depth", "deit_cifar10", f"{RAW} --model.drop-path 0"),
         Row("dropout", "deit_cifar10", f"{RAW} --model.dropout 0.1"),
         Row("repeated augmentation", "deit_cifar10", RAW.replace("--data.repeats 1", "--data.repeats 3")),
-        Row("no label smoothing", "deit_cifar10", f"{RAW} --mix.smoothing 0"),
     ),
     claims=(
         Flat("(the budget)", "light gains less than a point in its last quarter", "light", 60),
@@ -230,7 +229,6 @@ Table 8 takes away from the recipe is added here, or taken away, one at a time."
         Claim("DeiT, Table 8", "worse with dropout", ("light",), ("dropout",)),
         Claim("DeiT, Table 8", "better with repeated augmentation", ("repeated augmentation",), ("light",)),
         Claim("DeiT, Table 8", "the averaged weights are better", ("light EMA",), ("light",)),
-        Claim("(not in Table 8)", "worse with no label smoothing", ("light",), ("no label smoothing",)),
     ),
     after=(20, 40, 60),
 )  # fmt: skip

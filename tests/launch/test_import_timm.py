@@ -157,6 +157,24 @@ def test_the_verb_writes_a_file_and_tells_what_is_in_it(tmp_path: Path, monkeypa
     assert "--optim.warmup-epochs 5 is longer than --epochs 3" in again
 
 
+def test_an_optimizer_s_further_arguments_are_taken_and_those_that_it_has_not_are_named(tmp_path: Path) -> None:
+    words = (
+        "train.py --model vit_tiny_patch16_224 --opt muon --lr 1e-3 --opt-kwargs ns_steps=6 betas=(0.9,0.95) no_such=1"
+    )
+    made = recipe_of(words)
+    assert {"ns_steps=6", "betas=0.9,0.95"} <= set(made.recipe.optim.args)
+    assert "muon has no argument no_such" in str(
+        made.translation.left["--opt-kwargs ns_steps=6 betas=(0.9,0.95) no_such=1"]
+    )
+    path = tmp_path / "args.yaml"
+    path.write_text(
+        "model: vit_tiny_patch16_224\nopt: muon\nlr: 0.001\nopt_kwargs: {ns_steps: 6, betas: [0.9, 0.95]}\n"
+    )
+    assert recipe_of(str(path)).recipe.optim.args == made.recipe.optim.args
+    of_adamw = "train.py --model vit_tiny_patch16_224 --opt adamw --lr 1e-3 --opt-kwargs eps=1e-6"
+    assert "has a field of its own" in recipe_of(of_adamw).translation.left["--opt-kwargs eps=1e-6"]
+
+
 def test_an_args_yaml_is_the_command_line_that_it_was_written_by(tmp_path: Path) -> None:
     text = TIMM["resnext50"][0]
     said, _ = read("timm", text.split()[2:])

@@ -9,11 +9,14 @@ import pytest
 
 import recipes
 from pipeline.config import FIELDS
-from pipeline.fields import flatten
+from pipeline.fields import Role, flatten
 from tests.recipe_tables import PAGE, cell, families, filled, sources, unsourced
 
 NAMES = sorted(module.name for module in pkgutil.iter_modules(recipes.__path__))
 TEXT = PAGE.read_text()
+DEFAULTS = dict(
+    re.findall(r"^\| `(\S+)` \| ([^|]*) \| \S[^|]* \|$", TEXT.rpartition("\n| left alone |")[2], re.MULTILINE)
+)
 
 
 def printed() -> dict[str, dict[str, str]]:
@@ -59,6 +62,17 @@ def test_what_a_recipe_chooses_is_in_its_table_with_its_value(name: str) -> None
     shown = {**cells.get(base, {}), **cells[name]}
     assert {field: shown.get(field) for field in chosen(name)} == {
         field: cell(value) for field, value in chosen(name).items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_recipe_leaves_alone_is_in_the_table_of_defaults_with_its_source(name: str) -> None:
+    (base,) = (family.base for family in families(TEXT) if name in family.names)
+    cells = printed()
+    shown = cells[name].keys() | cells.get(base, {}).keys()
+    left = {field: of.default for field, of in FIELDS.items() if of.role is not Role.FREE and field not in shown}
+    assert {field: DEFAULTS.get(field) for field in left} == {
+        field: cell(list(default) if isinstance(default, tuple) else default) for field, default in left.items()
     }
 
 

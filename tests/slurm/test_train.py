@@ -140,3 +140,19 @@ def test_a_two_node_job_queued_again_on_one_node_goes_on_with_the_same_views(
     assert traces(job.folder) == traces(unbroken)
     losses = [[line["loss"] for line in metrics(folder, "train")] for folder in (job.folder, unbroken)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_job_that_is_preempted_queues_itself_and_one_that_is_cancelled_saves_and_stays_ended(
+    slurm: Slurm, submit: Submit
+) -> None:
+    job = submit(pause=2)
+    job.reach(3)
+    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={os.devnull}", "--wrap=sleep 1")
+    slurm.wait_for(job.number, "PENDING")
+    (stopped,) = metrics(job.folder, "event")
+    job.reach(stopped["step"] + 1)
+    slurm.run("scancel", job.number)
+    assert slurm.wait_for(job.number, "PENDING", "CANCELLED") == "CANCELLED"
+    wait_for(lambda: not slurm.run("squeue", "-h"), "the job to end")
+    assert job.said.count("Stopped on request; a checkpoint is saved") == 2
+    assert job.said.count("queueing job") == 1
