@@ -40,9 +40,9 @@ def train_here(
     return carry_out(request, parts or Parts())
 
 
-def start(script: Path | str, *arguments: Any, processes: int = 1, env: dict[str, str] | None = None) -> Program:
-    """Start a recipe, or `-m` and a module, on one process or on several."""
-    group = [str(PROGRAMS / "group.py"), str(processes)] if processes > 1 else []
+def start(script: Path | str, *arguments: Any, processes: int = 0, env: dict[str, str] | None = None) -> Program:
+    """Start a recipe, or `-m` and a module, by itself or on so many processes as a launcher starts them."""
+    group = [str(PROGRAMS / "group.py"), str(processes)] if processes else []
     return Program([*group, str(script), *map(str, arguments)], env={**ENVIRONMENT, **(env or {})})
 
 
@@ -53,7 +53,7 @@ def launcher(config: str, processes: int) -> list[str]:
 
 
 def run(
-    script: Path | str, *arguments: Any, processes: int = 1, code: int = 0, env: dict[str, str] | None = None
+    script: Path | str, *arguments: Any, processes: int = 0, code: int = 0, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a recipe to its end and check its exit code."""
     process = start(script, *arguments, processes=processes, env=env)

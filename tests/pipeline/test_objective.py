@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import Distill, Recipe
-from pipeline.data.mix import mix_labels
+from pipeline.data.mix import Mixing, mix_labels
 from pipeline.model.student import fuse
 from pipeline.objective import agreement, distillation, objective
 from tests.reference.inputs import read
@@ -95,6 +95,14 @@ SMOOTHED, PLAIN = (torch.tensor(OFFICIAL["targets"][f"smoothing_{smoothing}"]) f
 HARD = Distill(loss="hard", weight=0.5)
 CODE = Distill(loss="soft", kl="code", weight=0.1, tau=3.0)
 EQUATION_2 = replace(CODE, kl="paper")
+
+
+def test_mixed_targets_are_those_of_the_official_code() -> None:
+    count = len(LABELS)
+    mixing = Mixing(torch.full((count,), 0.3), torch.zeros(count, 4, dtype=torch.long), torch.arange(count).flip(0))
+    for smoothing, expected in ((0.1, SMOOTHED), (0.0, PLAIN)):
+        ours = mix_labels(LABELS, mixing, classes=10, smoothing=smoothing)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
