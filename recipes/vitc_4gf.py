@@ -30,7 +30,7 @@ RECIPE = Recipe(
         min_lr=0.0,  # half a cosine: Appendix E
     ),
     ema=Ema(
-        decay=0.9998,  # not stated: 1 - 1e-5 x 2048 / 100, pycls's default
+        decay=0.9998,  # not stated: 1 - 1e-5 x 2048 / epochs, pycls's default; of 400 epochs 0.99995
         warmup=True,  # ours: pycls copies the weights during warm-up instead
     ),
     batch=2048,  # Appendix E
