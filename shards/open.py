@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.build import build
-from shards.cache import Cache, default_folder, limit_in_bytes
+from shards.cache import Cache, default_folder, limit_in_bytes, written
 from shards.dataset import HEAD, Dataset, Head, read_dataset
 from shards.errors import DamagedFile, Problem, ShardError, harmless
 from shards.files import atomic_write, formed, naming, read_json, write_json
@@ -161,12 +161,13 @@ class Opener:
 
     def _describe(self, url: str, content: bytes, folder: Path, splits: Iterable[str]) -> None:
         """Fetch the indexes of splits of a data set of ours, and write its dataset.json beside them."""
-        for split in splits:
-            (folder / split).mkdir(exist_ok=True)
-            for name in (ROWS, INDEX_HEAD):  # the head last: it says that both are there
-                self._fetch(join(url, f"{split}/{name}"), folder / split / name)
-        with atomic_write(folder / HEAD) as file:  # another process may be reading it
-            file.write(content)
+        with written(folder):
+            for split in splits:
+                (folder / split).mkdir(exist_ok=True)
+                for name in (ROWS, INDEX_HEAD):  # the head last: it says that both are there
+                    self._fetch(join(url, f"{split}/{name}"), folder / split / name)
+            with atomic_write(folder / HEAD) as file:  # another process may be reading it
+                file.write(content)
 
     def _tars(self, spec: str, *, reads: bool = False) -> Dataset:
         """Return tars of others: of an index in the cache, that is made for those that are here."""
@@ -230,7 +231,8 @@ class Opener:
         part.unlink(missing_ok=True)
         if (size := size_of(url)) > self.cache.limit:
             raise ShardError(f"{url}: {size:,} bytes, more than --data.cache-limit lets the cache hold.")
-        download(url, part, size)
+        with naming(part):
+            download(url, part, size)
         part.replace(path)
 
     @contextmanager
