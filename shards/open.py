@@ -198,7 +198,7 @@ class Opener:
         for note in tars.notes:  # no dataset.json holds them
             self.say(f"{spec}: {note}")
         splits = {}
-        names = self.labels.names or tars.classes
+        labels = replace(self.labels, names=self.labels.names or tars.classes)
         for split, of_split in tars.splits.items():
             shards = tuple(Shard(name, tars.lengths[name], 0) for name in of_split if tars.lengths[name])
             if not shards:
@@ -208,13 +208,13 @@ class Opener:
                 shards=shards,
                 known=None,
                 starts=starts_of(shards),
-                fingerprint=short_hash(json.dumps([[shard.name, shard.samples] for shard in shards])),
-                labels=replace(self.labels, names=names),
+                fingerprint=short_hash(json.dumps([*([shard.name, shard.samples] for shard in shards), *labels.marks])),
+                labels=labels,
                 place=tars.place,
                 cache=self.cache,
                 named=spec,
             )
-        return Dataset(folder=folder, classes=names, splits=splits, named=spec)
+        return Dataset(folder=folder, classes=labels.names, splits=splits, named=spec)
 
     def _built(self, spec: str) -> Dataset:
         """Return the data set of images, whose shards are built into the cache."""
