@@ -111,6 +111,12 @@ class Index:
         """Return the WebDataset key of a sample; what is not UTF-8 in it, as escapes."""
         return str(self.row(sample)["key"], "utf-8", "backslashreplace")
 
+    def called(self, sample: int) -> str:
+        """Return the key of a sample, or its place in a shard that has not arrived."""
+        if self.is_known(shard := self.shard_of(sample)):
+            return self.key(sample)
+        return f"{self.shards[shard].name}: {sample - self.starts[shard]}"
+
     def head(self, count: int) -> "Index":
         """Return an index of the first `count` samples alone."""
         starts = self.starts.clip(max=count)
