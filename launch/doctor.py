@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Final
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -28,6 +27,7 @@ from pipeline.session.provenance import versions
 from shards.decode import decode
 from shards.errors import VitrailError
 from shards.locks import has_locks
+from shards.parallel import allowed_cores
 from shards.reader import Reader
 from shards.terminal import plain
 
@@ -88,8 +88,7 @@ def devices(job: Job) -> Finding:
     device = current()
     free, total = memory(device)
     if device.type == "cpu":
-        cores = len(psutil.Process().cpu_affinity())
-        found = f"no GPU; {cores} cores, {free / 2**30:.1f} GiB of memory free"
+        found = f"no GPU; {len(allowed_cores())} cores, {free / 2**30:.1f} GiB of memory free"
     else:
         found = (
             f"{torch.accelerator.device_count()} x {device_name(device)} ({device.type}), "

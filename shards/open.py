@@ -26,6 +26,7 @@ from shards.indexing import index_dataset, index_tars
 from shards.labels import Labels, read_class_names
 from shards.locks import Held, locked
 from shards.members import Shard
+from shards.parallel import allowed_cores
 from shards.places import download, is_folder_name, is_url, join, listing, read_text, short_hash, size_of
 from shards.reader import arrive
 from shards.sources import stamp
@@ -86,14 +87,17 @@ class Reading:
 
 
 class Opener:
-    """What opens data: the cache, and how tars without an index are read.  `say` is told what takes time."""
+    """What opens data: the cache, and how tars without an index are read.  `say` is told what takes time.
 
-    def __init__(self, reading: Reading, say: Say, processes: int = os.cpu_count() or 1) -> None:
+    `processes` work beside each other: as many as there are cores, if no number is said.
+    """
+
+    def __init__(self, reading: Reading, say: Say, processes: int | None = None) -> None:
         self.cache, self.labels = reading.opened_cache, reading.labels
         self.roles = tuple(filter(names_splits, reading.splits))  # of splits; else what is said is of tars
         self.splits = () if self.roles else reading.splits
         self.flags = list(replace(reading, splits=self.splits).flags())  # of indexing
-        self.say, self.processes = say, processes
+        self.say, self.processes = say, processes or len(allowed_cores())
 
     def open(self, spec: str) -> Dataset:
         """Return the data that is called so.  Raises ShardError or SourceError that says what is wrong with it."""
