@@ -81,7 +81,7 @@ def test_a_part_of_another_build_is_refused_where_a_data_set_lies(tmp_path: Path
             build(spec, whole.folder, **OPTIONS, **options, parts=2)
     assert (whole.folder / "dataset.json").read_bytes() == before
     (whole.folder / "dataset.json").write_bytes(before[:-9])
-    with pytest.raises(SourceError, match="torn or altered .* Nobody can say what .* holds. Remove it"):
+    with pytest.raises(SourceError, match=r"torn or altered .* Nobody can say what .* holds\. Remove it"):
         build(source, whole.folder, **OPTIONS, parts=2)
 
 

@@ -1,6 +1,5 @@
 """Unusable samples: each counts once, on any number of processes and after a resume."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from shards.open import Opener, Reading
 from shards.reader import arrive
 from tests.http_server import serving
 from tests.running import SCRIPT, run, train_here
+from tests.tars import listed
 from tests.tiny import HERE
 
 UNUSABLE = (20, 21)  # of 70
@@ -66,12 +66,7 @@ def test_a_resumed_run_counts_what_earlier_sessions_met(damaged: Dataset, tmp_pa
 @pytest.fixture
 def stream(dataset: Dataset, tmp_path: Path) -> Iterator[Index]:
     """The tests' training samples behind HTTP, none damaged, of which nothing has arrived."""
-    folder = tmp_path / "served"
-    shutil.copytree(dataset.folder / "train", folder)
-    shards = dataset.splits["train"].shards
-    train = {"filenames": [shard.name for shard in shards], "shard_lengths": [shard.samples for shard in shards]}
-    (folder / "_info.json").write_text(json.dumps({"splits": {"train": train}}))
-    with serving(folder) as server:
+    with serving(listed(tmp_path / "served", dataset.splits["train"])) as server:
         yield Opener(Reading(cache=str(tmp_path / "cache")), lambda _: None, 1).open(server.url).splits["train"]
 
 
