@@ -98,9 +98,9 @@ class Index:
         return join(self.place or str(self.folder), self.shards[shard].name)
 
     @property
-    def known_labels(self) -> NDArray[np.int64] | None:
-        """The label of each sample, None while some shards have not arrived."""
-        return None if self.known is None else self.known["label"].astype(np.int64)
+    def known_labels(self) -> NDArray[np.int32] | None:
+        """The label of each sample, where the rows lie; None while some shards have not arrived."""
+        return None if self.known is None else self.known["label"]
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
