@@ -329,7 +329,7 @@ def extract(dataset: Dataset, folder: Path) -> None:
     for number in range(min(EXTRACTED, len(index))):
         content = reader.read(number)
         kind = "png" if content.startswith(b"\x89PNG") else "jpg"
-        path = folder / f"{int(index.rows['label'][number]):04d}" / f"{number:06d}.{kind}"
+        path = folder / f"{int(index.row(number)['label']):04d}" / f"{number:06d}.{kind}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 

@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Final
 
 import numpy as np
-import psutil
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -28,6 +27,7 @@ from pipeline.session.provenance import versions
 from shards.decode import decode
 from shards.errors import VitrailError
 from shards.locks import has_locks
+from shards.parallel import allowed_cores
 from shards.reader import Reader
 from shards.terminal import plain
 
@@ -88,8 +88,7 @@ def devices(job: Job) -> Finding:
     device = current()
     free, total = memory(device)
     if device.type == "cpu":
-        cores = len(psutil.Process().cpu_affinity())
-        found = f"no GPU; {cores} cores, {free / 2**30:.1f} GiB of memory free"
+        found = f"no GPU; {len(allowed_cores())} cores, {free / 2**30:.1f} GiB of memory free"
     else:
         found = (
             f"{torch.accelerator.device_count()} x {device_name(device)} ({device.type}), "
@@ -207,7 +206,7 @@ def locks(job: Job) -> Finding:
 
 
 def shards(data: str, recipe: Recipe) -> Finding:
-    """Whether the first and the last image of every shard can be read and decoded."""
+    """Whether the first and the last image of every shard can be read and decoded; of a split behind a URL, of one."""
     if not data:
         return Finding("shards", None, "no --data named")
     try:
@@ -215,14 +214,17 @@ def shards(data: str, recipe: Recipe) -> Finding:
         count, started = 0, time.monotonic()
         for index in dataset.splits.values():
             reader = Reader(index)
-            ends = np.concatenate([index.starts[:-1], index.starts[1:] - 1])
+            bounds = index.starts[: 2 if index.cache else None]  # a shard behind a URL is fetched as a whole
+            ends = np.concatenate([bounds[:-1], bounds[1:] - 1])
             for sample in sorted(set(ends.tolist())):
                 content = reader.read(sample)
                 decode(content, index.key(sample))
                 count += 1
     except (VitrailError, OSError) as error:
         return Finding("shards", False, str(error))
-    found = f"{data}: {count} images, the first and last of each shard, in {time.monotonic() - started:.1f} s"
+    remote = any(index.cache for index in dataset.splits.values())
+    each = "one shard of each split (none of the others was fetched)" if remote else "each shard"
+    found = f"{data}: {count} images, the first and last of {each}, in {time.monotonic() - started:.1f} s"
     return Finding("shards", True, found)
 
 

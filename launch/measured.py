@@ -20,12 +20,13 @@ from launch.verb import Json, RecipeVerb, resolved
 from pipeline.config import Distill, Precision, Recipe
 from pipeline.job import MEASURING, Job
 from shards.errors import Problem
+from shards.parallel import allowed_cores
 from shards.terminal import plain
 
 T = TypeVar("T")
 ROUNDS: Final = 7
 IMAGES_ON_CPU: Final = 16  # of a step, where there is no accelerator
-ALL_CORES: Final = frozenset(psutil.Process().cpu_affinity())
+ALL_CORES: Final = allowed_cores()  # before any are left to others (`bench.pin`)
 LOOK_S: Final = 0.4  # for how long one looks whether the machine is used
 STILL: Final = 0.15  # of a core, all processes together: less is nothing but waiting
 

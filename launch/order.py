@@ -74,15 +74,7 @@ def views_of(order: Order, step: int, rank: int, key: Callable[[int], str]) -> I
 def of_data(request: Request) -> tuple[Order, Callable[[int], str]]:
     """Return the order of a request, and what the samples of its data are called."""
     job = resolve(request, ORDERING)
-    index = job.index
-
-    def name(sample: int) -> str:
-        shard = index.shard_of(sample)
-        if index.is_known(shard):
-            return index.key(sample)
-        return f"{index.shards[shard].name}: {sample - index.starts[shard]}"  # its place in a tar that was not read yet
-
-    return job.order, name
+    return job.order, job.index.called
 
 
 def simulated(request: Request, said: str) -> tuple[Order, Callable[[int], str]]:

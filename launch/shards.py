@@ -1,10 +1,9 @@
 """`vitrail shards`: build, index, verify and show shards."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final
@@ -22,6 +21,7 @@ from shards.build import build
 from shards.dataset import Dataset
 from shards.errors import BadRequest, Problem, SourceError, harmless
 from shards.open import Opener, Reading
+from shards.parallel import allowed_cores
 from shards.terminal import plain
 from shards.verify import Report, Some, verify
 
@@ -29,6 +29,11 @@ READING: Final = Reading()
 
 BATCH: Final = 1024  # DeiT's, over
 VIRTUAL_RANKS: Final = 16
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(allowed_cores())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Build(Verb, Allowed):
     """Pixels: images with a longer shorter side are scaled to it (bicubic, antialiased) and stored as JPEG of quality
     95 in 4:4:4, PNG as PNG, in RGB, without EXIF, not turned; all others keep their bytes. 0: all keep them"""
     classes: tuple[str, ...] = ()  # only these, in this order; all, if none is named
-    processes: int = os.cpu_count() or 1  # that work beside each other
+    processes: int = field(default_factory=cores)  # that work beside each other
     parts: int = 1  # jobs beside each other, on one file system
     part: int = 0  # the one that this is, from 0
     json: Json = False  # for scripts
@@ -106,7 +111,7 @@ class MakeIndex(Verb):
     source: tyro.conf.Positional[str]
     """Folder of tars, with or without a folder for each split; a tar, a pattern, a list (.txt); here, or URLs"""
     data: Reading = READING
-    processes: int = os.cpu_count() or 1  # that work beside each other
+    processes: int = field(default_factory=cores)  # that work beside each other
     json: Json = False  # for scripts
 
     def __call__(self) -> int:
@@ -129,7 +134,7 @@ class Verify(Verb):
     source: tyro.conf.Positional[str]
     """Whatever `--data` takes"""
     data: Reading = READING
-    processes: int = os.cpu_count() or 1  # that work beside each other
+    processes: int = field(default_factory=cores)  # that work beside each other
     json: Json = False  # for scripts
 
     def __call__(self) -> int:

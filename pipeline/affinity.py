@@ -9,8 +9,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import psutil
 import torch
+
+from shards.parallel import allowed_cores
 
 PCI: Final = Path("/sys/bus/pci/devices")
 
@@ -24,10 +25,9 @@ class Affinity(NamedTuple):
 
 def affinity(process: int, processes: int) -> Affinity:
     """Return the affinity of one of the processes of this node, each of which has the GPU of its number."""
-    allowed = set(psutil.Process().cpu_affinity())
     with_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= processes
     beside = [cores_beside(pci_address(gpu)) for gpu in range(processes)] if with_gpus else []
-    return shared_out(allowed, beside, process, processes)
+    return shared_out(allowed_cores(), beside, process, processes)
 
 
 def shared_out(allowed: AbstractSet[int], beside: Sequence[AbstractSet[int]], process: int, processes: int) -> Affinity:

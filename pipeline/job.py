@@ -22,7 +22,7 @@ from pipeline.config import Model, Recipe, identity
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory, shared_memory
 from pipeline.data.order import Order, order_of
 from pipeline.data.version import views_version
-from pipeline.devices import compiles, current
+from pipeline.devices import compiles, current, pins
 from pipeline.errors import StoreError
 from pipeline.fingerprints import CLASSES, DATA, START, TEACHER, VIEWS, json_sha256, unchanged_sha256
 from pipeline.folder import RunFolder
@@ -168,7 +168,9 @@ class Job:
         if self.dataset:
             split = self.dataset.evaluation_split()
             held_out = len(self.dataset.splits[split]) if split else 0
-        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out)
+        # a step holds the batches of all its virtual ranks; pinning moves each out of shared memory
+        in_use = 1 if pins(current()) else max(self.hosting.shares(self.recipe.virtual_ranks))
+        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out, in_use)
 
     @property
     def virtual_ranks(self) -> range:

@@ -28,6 +28,7 @@ from shards.dataset import (
     notes_of,
     notes_of_images,
     read_dataset,
+    read_head,
     write_dataset,
 )
 from shards.decode import FORMATS, decode, kind_of
@@ -78,8 +79,6 @@ def build(
     shorter side has more than `resize_shorter` pixels, if that is not 0, are stored smaller. Raises SourceError for a
     source that cannot be used or an `out` that holds something else.
     """
-    if parts > 1 and (out / HEAD).exists():
-        return read_dataset(out)  # the others are done, and with them this one
     allowed = allowed or Allowed()
     if Path(spec).is_dir() and out.resolve().is_relative_to(Path(spec).resolve()):
         raise SourceError(f"{out}: lies in the source, and would become a part of it. Name a folder outside of {spec}.")
@@ -91,6 +90,8 @@ def build(
         "holdout": holdout,
         "resize_shorter": resize_shorter,
     }
+    if parts > 1 and built(out) == plan:
+        return read_dataset(out)  # the others are done, and with them this one
     begin(out, plan)
     jobs = []
     for split, (origin, order) in splits.items():
@@ -113,8 +114,7 @@ def build(
         indexes[split] = write_index(out / split, shards)
     account = source.account
     account.notes += [*notes_of_sizes(held.values()), *notes_of_images(held.values()), *notes_of(indexes)]
-    about = {"resize_shorter": resize_shorter} if resize_shorter else {}
-    write_dataset(out, source.classes, indexes, **about, source=account.as_json(), notes=account.notes)
+    write_dataset(out, source.classes, indexes, plan=plan, source=account.as_json(), notes=account.notes)
     (out / PLAN).unlink(missing_ok=True)  # another part may have seen the same end
     for split in splits:
         shutil.rmtree(out / split / PARTS, ignore_errors=True)
@@ -169,6 +169,16 @@ def hold_out(labels: NDArray[np.int64], order: list[int], share: float, source: 
 def fingerprint(source: Source) -> str:
     """Return a hash of all that the source lists."""
     return hashlib.sha256(json.dumps([list(source.classes), source.items]).encode()).hexdigest()
+
+
+def built(out: Path) -> dict[str, Any] | None:
+    """Return the plan of the data set in a folder, None where there is none, or where it does not say."""
+    try:
+        return read_head(out).get("plan")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except DamagedFile as error:
+        raise SourceError(f"{error} Nobody can say what {out} holds. Remove it: rm -r {out}") from error
 
 
 def begin(out: Path, plan: dict[str, object]) -> None:

@@ -51,6 +51,18 @@ def limit_in_bytes(text: str, folder: Path) -> int:
     return int(number / 100 * (shutil.disk_usage(there).free + held))
 
 
+@contextlib.contextmanager
+def written(folder: Path) -> Iterator[None]:
+    """Have an OSError of what is written to a folder of the cache say what to do, as a ShardError."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"{error.filename or folder}: {error.strerror or error}. Make room, or name another --data.cache, and go "
+            f"on."
+        ) from error
+
+
 class Cache:
     """Tars behind URLs, in a folder of this machine that holds at most `limit` bytes of them."""
 
@@ -98,7 +110,7 @@ class Cache:
         path = self.path(url)
         if self._is_whole(path, size):
             return
-        try:
+        with written(self.tars):
             self.tars.mkdir(parents=True, exist_ok=True)
             with self._alone(path, url):
                 if self._is_whole(path, size):  # another process fetched it meanwhile
@@ -111,11 +123,6 @@ class Cache:
                         f"the data again, or put the former file back."
                     )
                 self._download(url, there)
-        except OSError as error:
-            raise ShardError(
-                f"{error.filename or self.tars}: {error.strerror or error}. Make room, or name another --data.cache, "
-                f"and go on."
-            ) from error
 
     @contextlib.contextmanager
     def _alone(self, path: Path, url: str) -> Iterator[None]:

@@ -49,6 +49,7 @@ class Head(TypedDict):
     classes: list[str]
     splits: dict[str, SplitHead]
     place: NotRequired[str]
+    plan: NotRequired[dict[str, Any]]  # of `vitrail shards build`
     source: NotRequired[SourceHead]
     notes: NotRequired[list[str]]
 

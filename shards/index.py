@@ -98,9 +98,9 @@ class Index:
         return join(self.place or str(self.folder), self.shards[shard].name)
 
     @property
-    def known_labels(self) -> NDArray[np.int64] | None:
-        """The label of each sample, None while some shards have not arrived."""
-        return None if self.known is None else self.known["label"].astype(np.int64)
+    def known_labels(self) -> NDArray[np.int32] | None:
+        """The label of each sample, where the rows lie; None while some shards have not arrived."""
+        return None if self.known is None else self.known["label"]
 
     @property
     def shard_sizes(self) -> tuple[int, ...]:
@@ -110,6 +110,12 @@ class Index:
     def key(self, sample: int) -> str:
         """Return the WebDataset key of a sample; what is not UTF-8 in it, as escapes."""
         return str(self.row(sample)["key"], "utf-8", "backslashreplace")
+
+    def called(self, sample: int) -> str:
+        """Return the key of a sample, or its place in a shard that has not arrived."""
+        if self.is_known(shard := self.shard_of(sample)):
+            return self.key(sample)
+        return f"{self.shards[shard].name}: {sample - self.starts[shard]}"
 
     def head(self, count: int) -> "Index":
         """Return an index of the first `count` samples alone."""

@@ -51,6 +51,13 @@ class Labels:
         """Endings of the members that hold labels."""
         return SOURCES[self.source.partition(":")[0]]
 
+    @property
+    def marks(self) -> list[object]:
+        """What the numbers of labels follow from, beside the tars; nothing where these say them alone."""
+        if self.source == "auto":  # which are numbers, whatever the classes are called
+            return [self.source, self.first] if self.first else []
+        return [self.source, self.first or 0, self.names]
+
     def read(self, content: bytes, ending: str, where: str) -> int | str:
         """Return the label that a member holds.  Raises ShardError with what it holds instead."""
         if ending in SOURCES["auto"]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shards.build import build
-from shards.cache import Cache, default_folder, limit_in_bytes
+from shards.cache import Cache, default_folder, limit_in_bytes, written
 from shards.dataset import HEAD, Dataset, Head, read_dataset
 from shards.errors import DamagedFile, Problem, ShardError, harmless
 from shards.files import atomic_write, formed, naming, read_json, write_json
@@ -26,6 +26,7 @@ from shards.indexing import index_dataset, index_tars
 from shards.labels import Labels, read_class_names
 from shards.locks import Held, locked
 from shards.members import Shard
+from shards.parallel import allowed_cores
 from shards.places import download, is_folder_name, is_url, join, listing, read_text, short_hash, size_of
 from shards.reader import arrive
 from shards.sources import stamp
@@ -86,14 +87,17 @@ class Reading:
 
 
 class Opener:
-    """What opens data: the cache, and how tars without an index are read.  `say` is told what takes time."""
+    """What opens data: the cache, and how tars without an index are read.  `say` is told what takes time.
 
-    def __init__(self, reading: Reading, say: Say, processes: int = os.cpu_count() or 1) -> None:
+    `processes` work beside each other: as many as there are cores, if no number is said.
+    """
+
+    def __init__(self, reading: Reading, say: Say, processes: int | None = None) -> None:
         self.cache, self.labels = reading.opened_cache, reading.labels
         self.roles = tuple(filter(names_splits, reading.splits))  # of splits; else what is said is of tars
         self.splits = () if self.roles else reading.splits
         self.flags = list(replace(reading, splits=self.splits).flags())  # of indexing
-        self.say, self.processes = say, processes
+        self.say, self.processes = say, processes or len(allowed_cores())
 
     def open(self, spec: str) -> Dataset:
         """Return the data that is called so.  Raises ShardError or SourceError that says what is wrong with it."""
@@ -161,12 +165,13 @@ class Opener:
 
     def _describe(self, url: str, content: bytes, folder: Path, splits: Iterable[str]) -> None:
         """Fetch the indexes of splits of a data set of ours, and write its dataset.json beside them."""
-        for split in splits:
-            (folder / split).mkdir(exist_ok=True)
-            for name in (ROWS, INDEX_HEAD):  # the head last: it says that both are there
-                self._fetch(join(url, f"{split}/{name}"), folder / split / name)
-        with atomic_write(folder / HEAD) as file:  # another process may be reading it
-            file.write(content)
+        with written(folder):
+            for split in splits:
+                (folder / split).mkdir(exist_ok=True)
+                for name in (ROWS, INDEX_HEAD):  # the head last: it says that both are there
+                    self._fetch(join(url, f"{split}/{name}"), folder / split / name)
+            with atomic_write(folder / HEAD) as file:  # another process may be reading it
+                file.write(content)
 
     def _tars(self, spec: str, *, reads: bool = False) -> Dataset:
         """Return tars of others: of an index in the cache, that is made for those that are here."""
@@ -197,7 +202,7 @@ class Opener:
         for note in tars.notes:  # no dataset.json holds them
             self.say(f"{spec}: {note}")
         splits = {}
-        names = self.labels.names or tars.classes
+        labels = replace(self.labels, names=self.labels.names or tars.classes)
         for split, of_split in tars.splits.items():
             shards = tuple(Shard(name, tars.lengths[name], 0) for name in of_split if tars.lengths[name])
             if not shards:
@@ -207,13 +212,13 @@ class Opener:
                 shards=shards,
                 known=None,
                 starts=starts_of(shards),
-                fingerprint=short_hash(json.dumps([[shard.name, shard.samples] for shard in shards])),
-                labels=replace(self.labels, names=names),
+                fingerprint=short_hash(json.dumps([*([shard.name, shard.samples] for shard in shards), *labels.marks])),
+                labels=labels,
                 place=tars.place,
                 cache=self.cache,
                 named=spec,
             )
-        return Dataset(folder=folder, classes=names, splits=splits, named=spec)
+        return Dataset(folder=folder, classes=labels.names, splits=splits, named=spec)
 
     def _built(self, spec: str) -> Dataset:
         """Return the data set of images, whose shards are built into the cache."""
@@ -230,7 +235,8 @@ class Opener:
         part.unlink(missing_ok=True)
         if (size := size_of(url)) > self.cache.limit:
             raise ShardError(f"{url}: {size:,} bytes, more than --data.cache-limit lets the cache hold.")
-        download(url, part, size)
+        with naming(part):
+            download(url, part, size)
         part.replace(path)
 
     @contextmanager

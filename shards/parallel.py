@@ -1,5 +1,6 @@
-"""Work spread over processes, or done in this one where one is enough."""
+"""Work spread over processes, or done in this one where one is enough; and the cores that there are for it."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,16 @@ from shards.errors import ShardError
 T = TypeVar("T")
 Spread = Callable[[Callable[[Any], T], Iterable[Any]], Iterator[T]]
 AHEAD: Final = 2  # pieces of work that wait for each process: what is done and not taken yet is held in memory
+
+
+def allowed_cores() -> frozenset[int]:
+    """Return the cores that this process may use: those of its job (srun, a cpuset, taskset), or all of the machine.
+
+    Asked for when it is needed: a process may be bound to fewer meanwhile.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))  # macOS binds no process to cores
 
 
 @contextmanager

@@ -8,8 +8,9 @@ seconds; the latter are said at once.
 import hashlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from shards.arrange import is_hidden
 from shards.errors import DamagedFile, ShardError, harmless
@@ -140,22 +141,22 @@ def read_range(url: str, start: int, end: int) -> bytes:
 def download(url: str, part: Path, size: int) -> None:
     """Have the `size` bytes of a URL in a file, going on after those that it has.  Raises ShardError or OSError."""
     with part.open("ab") as file:
-        while file.tell() < size:
-            patiently(url, lambda: _take(url, file, size), LIMIT)
+        while (start := file.tell()) < size:
+            # patience is for what comes from the network: a disk that is full stays full
+            file.write(patiently(url, partial(_chunk, url, start, size), LIMIT))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _take(url: str, file: BinaryIO, size: int) -> None:
-    """Add what one request brings to a file that is to have `size` bytes."""
-    start = file.tell()
+def _chunk(url: str, start: int, size: int) -> bytes:
+    """Return what one request brings of a file of `size` bytes, from `start` on."""
     end = min(start + CHUNK, size)
     content = read_range(url, start, end)
     if len(content) == size != end - start:  # from a server that knows no ranges
         content = content[start:]
     if not content or len(content) > size - start:
         raise ConnectionError(f"{len(content)} bytes came where {end - start} were asked for")
-    file.write(content)
+    return content
 
 
 def listing(place: str) -> list[str]:

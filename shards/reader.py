@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Final
 
 from shards.arrange import shown
+from shards.cache import written
 from shards.errors import DamagedFile, SampleError, ShardError
 from shards.files import open_regular
 from shards.index import Index, write_part
@@ -134,7 +135,8 @@ def arrive(index: Index, shard: int) -> int:
     descriptor = index.cache.open(url, index.shards[shard].bytes or None)
     if index.known is None and not index.part_file(shard).exists():
         try:
-            index_part(index, shard, index.cache.path(url))
+            with written(index.folder):
+                index_part(index, shard, index.cache.path(url))
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, ShardError):

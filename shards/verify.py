@@ -164,13 +164,16 @@ def _verify_shard(index: Index) -> Found:
 
 def _differing(index: Index, held: Rows, said: Rows) -> Iterator[str]:
     """Yield a sentence for each sample that is not what the index of its shard says."""
-    for sample, (row, wanted) in enumerate(zip(held, said, strict=True)):
-        if names := [name for name in said.dtype.names or () if row[name] != wanted[name]]:
-            what = ", ".join(f"{name} {row[name]}, the index says {wanted[name]}" for name in names)
-            yield (
-                f"{index.tar(0)}: sample {index.key(sample)!r} at byte {wanted['offset']} has {what}. Copy this shard "
-                f"again, or if it is the index that is wrong: vitrail shards index {index.dataset}"
-            )
+    differs = {name: held[name] != said[name] for name in said.dtype.names or ()}
+    for sample in np.flatnonzero(np.logical_or.reduce(list(differs.values()))).tolist():
+        row, wanted = held[sample], said[sample]
+        what = ", ".join(
+            f"{name} {row[name]}, the index says {wanted[name]}" for name, of_all in differs.items() if of_all[sample]
+        )
+        yield (
+            f"{index.tar(0)}: sample {index.key(sample)!r} at byte {wanted['offset']} has {what}. Copy this shard "
+            f"again, or if it is the index that is wrong: vitrail shards index {index.dataset}"
+        )
 
 
 @contextmanager

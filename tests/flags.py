@@ -4,7 +4,6 @@ So a change of a flag, of what it takes, of its default or of its help is seen i
 """
 
 import argparse
-import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from launch.cli import VERBS, verb_named
 from pipeline.config import FIELDS
 from pipeline.fields import flag
 from pipeline.request import Request
+from shards.parallel import allowed_cores
 from tests.tiny import TINY
 
 FILE: Final = Path(__file__).parent / "launch" / "flags.txt"
@@ -87,7 +87,7 @@ def flags_of(its: argparse.ArgumentParser) -> Iterator[Flag]:
         note = NOTE.search(text)
         assert note, f"{action.option_strings}: {text!r} says nothing of a default"
         default = note[1] if note[2] is None else note[2]
-        if "--processes" in action.option_strings and default == str(os.cpu_count()):
+        if "--processes" in action.option_strings and default == str(len(allowed_cores())):
             default = "a process a core"
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         name = "|".join(action.option_strings) or metavar

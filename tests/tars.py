@@ -1,12 +1,16 @@
 """Small tars for tests: members by name and content, and images to put into them."""
 
 import io
+import json
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from shards.index import Index
 
 Member = tuple[str, bytes] | tarfile.TarInfo  # with content, or a header alone
 
@@ -31,3 +35,16 @@ def pack(path: Path, *members: Member, **options: Any) -> Path:
                 info.size = len(member[1])
                 tar.addfile(info, io.BytesIO(member[1]))
     return path
+
+
+def listed(folder: Path, index: Index) -> Path:
+    """Put the tars of a split into a folder as `train`, with a list of lengths: behind a URL a stream."""
+    folder.mkdir()
+    for shard in range(len(index.shards)):
+        shutil.copy(index.tar(shard), folder)
+    train = {
+        "filenames": [shard.name for shard in index.shards],
+        "shard_lengths": [shard.samples for shard in index.shards],
+    }
+    (folder / "_info.json").write_text(json.dumps({"splits": {"train": train}}))
+    return folder

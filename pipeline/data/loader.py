@@ -276,14 +276,17 @@ def file_read(process: int) -> str:
     return file if file.startswith("/") else ""
 
 
-def shared_memory(recipe: Recipe, workers: int, held_out: int) -> int:
+def shared_memory(recipe: Recipe, workers: int, held_out: int, in_use: int) -> int:
     """Return the bytes of shared memory that a process with so many loader workers takes at most.
 
-    Those are the batches prepared ahead and one in use, of training and, where images are held out, of evaluation.
+    Those are the batches prepared ahead and those in use: of training so many, and of evaluation, where images are
+    held out, one.
     """
-    batches = workers * LOOK_AHEAD + 1 if workers else 0
-    views, size = batches * recipe.rank_batch, recipe.model.img_size
-    return views * view_record(size).itemsize + min(batches * recipe.eval.batch, held_out) * eval_record(size).itemsize
+    if not workers:
+        return 0
+    ahead, size = workers * LOOK_AHEAD, recipe.model.img_size
+    views, images = (ahead + in_use) * recipe.rank_batch, min((ahead + 1) * recipe.eval.batch, held_out)
+    return views * view_record(size).itemsize + images * eval_record(size).itemsize
 
 
 def free_shared_memory() -> int | None:

@@ -199,7 +199,7 @@ class Order:
         return samples if chosen is None else chosen[samples], times
 
 
-def order_of(recipe: Recipe, shard_sizes: tuple[int, ...], labels: NDArray[np.int64] | None = None) -> Order:
+def order_of(recipe: Recipe, shard_sizes: tuple[int, ...], labels: NDArray[np.integer] | None = None) -> Order:
     """Return the order of a recipe on shards of these sizes; to count steps, one shard of all images does.
 
     `labels` [N] are those of all samples, which a class-balanced order goes by.
@@ -214,7 +214,7 @@ def order_of(recipe: Recipe, shard_sizes: tuple[int, ...], labels: NDArray[np.in
         epoch=recipe.data.epoch,
         cycle=recipe.distill.store_epochs,
         subset=recipe.data.subset,
-        labels=labels if recipe.data.balance else None,
+        labels=labels.astype(np.int64) if recipe.data.balance and labels is not None else None,
     )
 
 

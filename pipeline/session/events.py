@@ -318,7 +318,7 @@ class Events:
         """End the session for a spike, with its samples named."""
         settings = self.recipe.spike
         views = {rank: self.run.job.order.views(report.step, rank) for rank in guilty}
-        keys = {rank: [self.run.job.index.key(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
+        keys = {rank: [self.run.job.index.called(sample) for sample in dict.fromkeys(of_rank.samples.tolist())]
                 for rank, of_rank in views.items()}  # fmt: skip
         event = {
             "event": f"step {report.step}: {wrong}",

@@ -60,7 +60,10 @@ def find(
     wrong = np.flatnonzero(labels != first)
     surest = wrong[np.lexsort((samples[wrong], -probabilities[wrong]))][:MISTAKES]
     looked = np.unique(np.linspace(0, max(len(samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(samples)]
-    images = pictures(batches, samples[looked])
+    images, mistaken = (
+        pictures(batches, samples[looked]),
+        pictures(batches, samples[surest]),
+    )  # whose keys are known now
     seen = attention(net, normalize(torch.from_numpy(images).to(device), batches.recipe.model)) if len(images) else None
     head = FindingsHead(
         step=step,
@@ -81,7 +84,7 @@ def find(
         looked_at=[index.key(sample) for sample in samples[looked].tolist()],
         tokens=list(TOKENS[: len(seen)]) if seen is not None else [],
     )
-    return Findings(head, pictures(batches, samples[surest]), images, seen)
+    return Findings(head, mistaken, images, seen)
 
 
 def pictures(batches: EvaluationBatches, samples: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ Those of earlier sessions are tried again at the beginning of the next: a shard 
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from typing import Final
+from typing import Final, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -25,6 +25,15 @@ TRIED: Final = 2000  # samples of earlier sessions, at most: some seconds; --dat
 Name = tuple[str, str]  # shard and key of a sample
 
 
+class Met(NamedTuple):
+    """An unusable sample, as the process that met it describes it: others may not have its shard."""
+
+    sample: int
+    name: Name
+    offset: int
+    reason: str
+
+
 class Quarantine:
     """The unusable samples of a split that a run knows of, the same on every process after each `share`.
 
@@ -38,7 +47,7 @@ class Quarantine:
         known = [self._still_unusable() if log.main else set()]
         broadcast_object_list(known)
         self._known = known[0]
-        self._news: dict[int, Unusable] = {}  # met by this process and not shared yet
+        self._news: dict[Name, Met] = {}  # met by this process and not shared yet
 
     def __len__(self) -> int:
         return len(self._known)
@@ -50,22 +59,21 @@ class Quarantine:
 
     def note(self, unusable: Iterable[Unusable]) -> None:
         """Take note of what this process met."""
-        self._news |= {found.sample: found for found in unusable if self._name(found.sample) not in self._known}
+        met = [self._met(found) for found in unusable]
+        self._news |= {one.name: one for one in met if one.name not in self._known}
 
     def share(self) -> None:
         """Let all processes know what each has met, and name what is new; all must ask."""
-        met = {found.sample: found for found in gather_object(list(self._news.values()))}
+        met: dict[Name, Met] = {one.name: one for one in gather_object(list(self._news.values()))}
         self._news.clear()
-        new = [met[sample] for sample in sorted(met) if self._name(sample) not in self._known]
-        self._known |= {self._name(found.sample) for found in new}
+        new = sorted(met[name] for name in met.keys() - self._known)  # by their numbers
+        self._known |= met.keys()
         if new and self._log.main:
             with naming(self._log.folder.quarantine), self._log.folder.quarantine.open("a") as file:
-                for found in new:
-                    shard, key = self._name(found.sample)
-                    where = {"split": self._index.folder.name, "shard": shard, "key": key}
-                    offset = int(self._index.row(found.sample)["offset"])
-                    file.write(json.dumps({**where, "offset": offset, "reason": found.reason}) + "\n")
-            self._log.say("\n".join(f"not usable: {found.reason}" for found in new))
+                for _, (shard, key), offset, reason in new:
+                    where = {"split": self._index.folder.name, "shard": shard, "key": key, "offset": offset}
+                    file.write(json.dumps({**where, "reason": reason}) + "\n")
+            self._log.say("\n".join(f"not usable: {one.reason}" for one in new))
 
     def _still_unusable(self) -> set[Name]:
         """Return the unusable samples of earlier sessions without those that can be used now, or are gone."""
@@ -79,8 +87,11 @@ class Quarantine:
             self._log.say(f"{len(mended)} unusable samples of {split} are mended or gone, and count no more: {names}")
         return known - mended
 
-    def _name(self, sample: int) -> Name:
-        return self._index.shards[self._index.shard_of(sample)].name, self._index.key(sample)
+    def _met(self, found: Unusable) -> Met:
+        """Return how an unusable sample is described, by its shard's rows: they are here, as it was read here."""
+        sample, index = found.sample, self._index
+        name = (index.shards[index.shard_of(sample)].name, index.key(sample))
+        return Met(sample, name, int(index.row(sample)["offset"]), found.reason)
 
 
 def unusable(index: Index, names: Iterable[Name]) -> Iterator[Name]:
@@ -91,7 +102,8 @@ def unusable(index: Index, names: Iterable[Name]) -> Iterator[Name]:
     with closing(Reader(index)) as reader:
         for number, shard in enumerate(index.shards):
             keys = wanted.get(shard.name, set())
-            if keys and index.cache and not index.cache.holds(index.tar(number)):  # nothing is fetched for it
+            here = not index.cache or (index.cache.holds(index.tar(number)) and index.is_known(number))
+            if not here:  # nothing is fetched for it
                 yield from ((shard.name, key) for key in keys)
                 continue
             for sample in range(*index.starts[number : number + 2]) if keys else ():

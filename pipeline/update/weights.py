@@ -56,8 +56,9 @@ class Weights:
     def update(self, lr: float, clip: float, step: int) -> Tensor:
         """Take the optimizer's step and move the averages, `step` counted from 0; return the gradient's norm."""
         norm = self.engine.update(lr, clip)
+        local = self.engine.local() if self.averages else {}
         for average in self.averages.values():
-            average.update(self.engine.local(), step + 1)
+            average.update(local, step + 1)
         return norm
 
     @property

@@ -18,6 +18,7 @@ from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from shards import locks
 from shards.dataset import Dataset
+from tests.http_server import serving
 from tests.running import SCRIPT, run_launched, vitrail_process
 from tests.shards.test_locks import without_locks
 from tests.tiny import HERE, TINY
@@ -84,6 +85,16 @@ def test_a_torn_shard_and_a_missing_folder_are_told_of(dataset: Dataset, tmp_pat
     assert tar.name in torn.says
     assert doctor.shards(str(tmp_path / "gone"), HERE).ok is False
     assert doctor.shards("", HERE).ok is None
+
+
+def test_of_data_behind_a_url_one_shard_of_each_split_is_fetched(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = replace(HERE, data=replace(HERE.data, cache=str(tmp_path / "cache")))
+    with serving(dataset.folder) as server:
+        found = doctor.shards(server.url, recipe)
+        fetched = {asked.path for asked in server.gets(".tar")}
+    assert found.ok is True
+    assert "4 images, the first and last of one shard of each split (none of the others was fetched), in" in found.says
+    assert fetched == {"train/000000.tar", "test/000000.tar"}
 
 
 def test_a_host_that_does_not_know_itself_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

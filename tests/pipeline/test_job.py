@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import job
 from pipeline.config import Distill, Recipe, identity
+from pipeline.data.loader import shared_memory
 from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
 from pipeline.job import (
@@ -252,6 +253,16 @@ def test_shared_memory_that_is_too_small_is_a_problem_with_a_number_of_workers_t
     for fine in (replace(two, workers=0), two):
         assert problems(request, TRAINING, fine) == []
         monkeypatch.setattr(job, "free_shared_memory", lambda: None)  # a system that has it elsewhere
+
+
+@pytest.mark.parametrize(("processes", "pinned", "held"), [(1, False, 3), (2, False, 2), (3, False, 1), (1, True, 1)])
+def test_shared_memory_holds_the_batches_of_a_step_until_its_end_unless_they_are_pinned(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, pinned: bool, held: int
+) -> None:
+    request = Request(recipe=TINY, data=str(dataset.folder), output=str(tmp_path))
+    asked = resolve(request, LOOKING, Hosting(processes=processes))
+    monkeypatch.setattr(job, "pins", lambda device: pinned)
+    assert asked.shared_memory(1) == shared_memory(TINY, 1, held_out=21, in_use=held)
 
 
 def test_a_refusal_travels_to_another_process_with_all_its_problems() -> None:

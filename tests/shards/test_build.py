@@ -2,6 +2,7 @@ import gc
 import io
 import os
 import platform
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,21 @@ def test_parts_in_any_order_make_the_same_data_set(tmp_path: Path) -> None:
     assert last.splits["train"].fingerprint == whole.splits["train"].fingerprint
     again = build(source, tmp_path / "parts", **OPTIONS, parts=3, part=0)  # a job that its cluster repeats
     assert again.splits["test"].fingerprint == whole.splits["test"].fingerprint
+
+
+def test_a_part_of_another_build_is_refused_where_a_data_set_lies(tmp_path: Path) -> None:
+    source, other = str(make_folder(tmp_path / "source")), tmp_path / "other"
+    whole = build(source, tmp_path / "out", **OPTIONS)
+    shutil.copytree(source, other)
+    next(other.rglob("*.jpg")).unlink()
+    before = (whole.folder / "dataset.json").read_bytes()
+    for spec, options in ((str(other), {}), (source, {"resize_shorter": 4}), (source, {"classes": ("newt", "cat")})):
+        with pytest.raises(SourceError, match="holds a data set already"):
+            build(spec, whole.folder, **OPTIONS, **options, parts=2)
+    assert (whole.folder / "dataset.json").read_bytes() == before
+    (whole.folder / "dataset.json").write_bytes(before[:-9])
+    with pytest.raises(SourceError, match=r"torn or altered .* Nobody can say what .* holds\. Remove it"):
+        build(source, whole.folder, **OPTIONS, parts=2)
 
 
 def test_some_classes_of_a_source(tmp_path: Path) -> None:
@@ -283,7 +299,7 @@ def test_longer_images_are_stored_smaller_and_others_as_they_are(tmp_path: Path)
     for name in ("dog/cut.jpg", "dog/000.v1.jpg", "newt/000.v1.jpg"):
         assert held[name.removesuffix(".jpg").replace(".", "_")] == (source / name).read_bytes()
     head = read_dataset(tmp_path / "out").head()
-    assert head["resize_shorter"] == 20
+    assert head["plan"]["resize_shorter"] == 20
     assert [note for note in head["notes"] if "images" in note and "two labels" not in note] == [
         "3 images were longer on the shorter side than --resize-shorter, and are stored smaller.",
         "1 images of these had an EXIF orientation, which is dropped: they lie as their pixels do, not turned.",

@@ -220,6 +220,15 @@ def test_a_cache_that_cannot_be_written_to_is_named(server: Server, tmp_path: Pa
         held(Cache(tmp_path / "cache", 10**9), f"{server.url}/train/0000.tar")
 
 
+def test_a_disk_that_is_full_is_no_fault_of_the_network(server: Server, tmp_path: Path) -> None:
+    cache, url = Cache(tmp_path / "cache", 10**9), f"{server.url}/train/0000.tar"
+    cache.tars.mkdir(parents=True)
+    cache.path(url).with_suffix(f".{SIZE}.part").symlink_to("/dev/full")
+    with pytest.raises(ShardError, match=r"\.part: No space left on device\. Make room, or name another --data\.cache"):
+        held(cache, url)
+    assert len(server.gets()) == 1  # nothing is fetched again for it
+
+
 def test_a_reader_holds_what_it_reads_by_a_lock_that_ends_with_it(server: Server, tmp_path: Path) -> None:
     cache, url = Cache(tmp_path / "cache", 10**9), f"{server.url}/train/0000.tar"
     descriptor = cache.open(url)

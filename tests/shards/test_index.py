@@ -354,7 +354,7 @@ def test_verify_compares_labels_and_decodes(tmp_path: Path) -> None:
     packed(tmp_path / "data/train/000000.tar", *members)
     (problem,) = verify(dataset.splits).problems
     assert "sample '0001'" in problem
-    assert "label 0, the index says 1" in problem
+    assert "has label 0, the index says 1. Copy" in problem  # and nothing of what is alike
     members[4] = ("0002.png", b"<html>".ljust(len(members[4][1])))
     again = index_dataset(packed(tmp_path / "data/train/000000.tar", *members), 1)
     assert any("images are an HTML page" in note for note in notes(again))

@@ -19,6 +19,7 @@ from shards.dataset import Dataset
 from shards.errors import ShardError
 from shards.members import Contents, index_tar
 from shards.open import Opener, Reading
+from shards.places import short_hash
 from shards.reader import Reader
 from shards.synthetic import make_dataset
 from shards.verify import verify
@@ -201,6 +202,28 @@ def test_labels_stand_where_it_is_said(tmp_path: Path, label: str) -> None:
     assert verify(renamed.splits).problems == []
 
 
+def test_what_labels_mean_tells_streams_from_each_other(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    (tmp_path / "turned.txt").write_text("dog\ncat\n")
+    with serving(timm(tmp_path / "data")) as server:
+
+        def fingerprint(**options: Any) -> str:
+            return opened(server.url, tmp_path / "cache", **options).splits["train"].fingerprint
+
+        names, turned = (str(tmp_path / file) for file in ("names.txt", "turned.txt"))
+        same = [fingerprint(), fingerprint(first_label=0), fingerprint(class_names=names)]
+        others = [
+            fingerprint(first_label=1),
+            fingerprint(label="json:fine"),
+            fingerprint(label="json:coarse"),
+            fingerprint(label="json:coarse", first_label=1),
+            fingerprint(label="folder", class_names=names),
+            fingerprint(label="folder", class_names=turned),
+        ]
+    assert set(same) == {short_hash('[["imagenet1k-train-0000.tar", 4], ["imagenet1k-train-0001.tar", 2]]')}
+    assert len({*same, *others}) == 1 + len(others)
+
+
 def test_names_of_classes_behind_a_url_need_the_names_of_all(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     pack(folder / "train-0.tar", ("a.jpg", picture(0)), ("a.txt", b"dog"))
@@ -301,6 +324,6 @@ def test_a_shard_that_cannot_be_indexed_leaves_no_file_open(tmp_path: Path, monk
         index = opened(server.url, tmp_path / "cache").splits["train"]
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(ShardError, match=r"No space left on device\. Make room, or name another --data\.cache"):
                 reader.arrive(index, 0)
     assert len(os.listdir("/proc/self/fd")) <= before

@@ -7,8 +7,19 @@ from collections.abc import Iterator
 import pytest
 
 from shards.errors import ShardError
-from shards.parallel import AHEAD, mapping
+from shards.parallel import AHEAD, allowed_cores, mapping
 from tests.running import TIMEOUT
+
+
+def test_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert allowed_cores() == {min(before)}
+    finally:
+        os.sched_setaffinity(0, before)
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert len(allowed_cores()) == os.cpu_count()
 
 
 def test_work_is_taken_as_it_is_needed_and_done_in_order_on_one_process() -> None:

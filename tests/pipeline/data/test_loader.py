@@ -383,12 +383,14 @@ def test_a_limit_of_open_files_that_is_met_on_the_way_is_an_error() -> None:
             kept += batches
 
 
-def test_shared_memory_holds_what_is_prepared_and_one_in_use_for_training_and_evaluation() -> None:
+def test_shared_memory_holds_what_is_prepared_and_what_is_in_use_for_training_and_evaluation() -> None:
     view, image = (record(TINY.model.img_size).itemsize for record in (view_record, eval_record))
     assert min(view, image) > 3 * TINY.model.img_size**2
-    assert shared_memory(TINY, 0, held_out=1000) == 0
-    assert shared_memory(TINY, 2, held_out=0) == (2 * LOOK_AHEAD + 1) * TINY.rank_batch * view
-    assert shared_memory(TINY, 2, held_out=5) == shared_memory(TINY, 2, held_out=0) + 5 * image
+    assert shared_memory(TINY, 0, held_out=1000, in_use=4) == 0
+    assert shared_memory(TINY, 2, held_out=0, in_use=4) == (2 * LOOK_AHEAD + 4) * TINY.rank_batch * view
+    assert shared_memory(TINY, 2, held_out=5, in_use=4) == shared_memory(TINY, 2, held_out=0, in_use=4) + 5 * image
+    many = shared_memory(TINY, 2, held_out=10**6, in_use=4) - shared_memory(TINY, 2, held_out=0, in_use=4)
+    assert many == (2 * LOOK_AHEAD + 1) * TINY.eval.batch * image
 
 
 @pytest.mark.dist

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from pipeline.data import order
 from pipeline.data.loader import StepSampler
-from pipeline.data.order import Order, Views
+from pipeline.data.order import Order, Views, order_of
 from pipeline.hosting import hosted
 from pipeline.randomness import view_keys
+from shards.dataset import Dataset
 from tests.reference.inputs import read
+from tests.tiny import TINY
 
 
 def an_order(**changes: object) -> Order:
@@ -406,6 +408,17 @@ def test_a_balanced_order_repeats_images_and_takes_subsets_as_any_other() -> Non
     # copies of one place of the line are neighbours: one decode for all
     assert (views.samples.reshape(-1, 3) == views.samples.reshape(-1, 3)[:, :1]).all()
     assert (views.copies.reshape(-1, 3) - views.copies.reshape(-1, 3)[:, :1] == [0, 1, 2]).all()
+
+
+def test_labels_lie_in_the_index_and_are_copied_for_a_balanced_order_alone(dataset: Dataset) -> None:
+    index = dataset.splits["train"]
+    labels = index.known_labels
+    assert labels is not None
+    assert np.shares_memory(labels, index.rows)
+    assert order_of(TINY, index.shard_sizes, labels).labels is None
+    balanced = order_of(replace(TINY, data=replace(TINY.data, balance=True)), index.shard_sizes, labels)
+    assert balanced.labels is not None
+    assert balanced.labels.tolist() == labels.tolist()
 
 
 def test_a_balanced_order_knows_its_shards_and_is_the_same_in_any_object() -> None:
