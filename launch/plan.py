@@ -38,6 +38,8 @@ class MakePlan(RecipeVerb):
     Example: vitrail plan deit_base --nodes 2 --gpus-per-node 8 --gpu h100
     """
 
+    reads = ("--data", "--output")  # where a dry run keeps its speed
+
     nodes: int = 1  # of the cluster
     gpus_per_node: int = 8  # one process each
     engine: EngineName = "ddp"  # how processes share weights, gradients and moments

@@ -19,6 +19,8 @@ class Teach(RecipeVerb):
     Example: vitrail teach deit_small_distilled --data DIR --distill.store STORE
     """
 
+    reads = ("--data", "--output")  # whose checkpoint says what its views were normalised by
+
     part: int = 0  # which of the parts this is, from 0
     parts: int = 1  # jobs that share the work
 
