@@ -59,8 +59,8 @@ def parse(
 ) -> Request:
     """Return the request of a command line, of which a verb of `vitrail` has taken its own flags already.
 
-    `reads` are those of OWN_FLAGS that mean something there.  Exits by itself for --help (0) and for values of a wrong type (2), with words where this process `speaks`.  Raises
-    BadRequest for arguments that no parser should show.
+    `reads` are those of OWN_FLAGS that mean something there.  Exits by itself for --help (0) and for values of a wrong
+    type (2), with words where this process `speaks`.  Raises BadRequest for arguments that no parser should show.
     """
     refuse_control_characters(arguments)
     obey_no_color()
