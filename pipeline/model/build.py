@@ -80,18 +80,19 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
 
     It is on the CPU. Raises BadRequest where it does not take the settings, or a file of weights does not fit.
     """
+    published = settings.pretrained and not settings.weights
     # timm initialises from torch's global generator: give it a seed of its own, and the caller's state back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, Purpose.INIT).integers(2**63)))
         try:
-            model = _create(settings, classes)
-        except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # whatever timm's models say it with
-            raise BadRequest.of(
+            model = _create(settings, classes, published=published)
+        except (TypeError, ValueError, AssertionError, ArithmeticError, OSError, RuntimeError) as error:
+            if published and isinstance(error, OSError | RuntimeError):
+                raise BadRequest.of(
+                    "model.pretrained", f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"
+                ) from error
+            raise BadRequest.of(  # whatever timm's models say it with
                 "model.name", f"--model.name {settings.name} does not take these settings: {error}."
-            ) from error
-        except (OSError, RuntimeError) as error:
-            raise BadRequest.of(
-                "model.pretrained", f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"
             ) from error
     if settings.drop_path and settings.drop_path_rule == "uniform":
         _drop_paths_alike(model, settings)
@@ -101,9 +102,8 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _create(settings: Model, classes: int) -> nn.Module:
+def _create(settings: Model, classes: int, *, published: bool) -> nn.Module:
     """Return the network that is named so, at its start or as it is published.  Raises what its library does."""
-    published = settings.pretrained and not settings.weights
     if settings.name.startswith(torchvision_nets.PREFIX):
         return _of_torchvision(settings, classes, pretrained=published)
     options = timm_arguments(settings) | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
