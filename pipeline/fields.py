@@ -31,6 +31,15 @@ class Cost(Enum):
 COST: Final = Cost.COST
 
 
+class Place(Enum):
+    """Marks the fields that say where something lies on this machine."""
+
+    PLACE = "place"
+
+
+PLACE: Final = Place.PLACE
+
+
 @dataclass(frozen=True)
 class Range:
     """What a number may be, or each of several; None stands for something else and is always allowed."""
@@ -87,6 +96,7 @@ class Field(NamedTuple):
     role: Role
     range: Range | None
     cost: bool
+    place: bool
     only_with: tuple[OnlyWith, ...]
 
 
@@ -107,6 +117,7 @@ def facts(recipe: type, prefix: str = "") -> dict[str, Field]:
             role=role,
             range=next((mark for mark in metadata if isinstance(mark, Range)), None),
             cost=COST in metadata,
+            place=PLACE in metadata,
             only_with=tuple(mark for mark in metadata if isinstance(mark, OnlyWith)),
         )
     return found

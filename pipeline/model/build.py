@@ -13,7 +13,7 @@ from timm.models import VisionTransformer, VisionTransformerDistilled
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-import pipeline.model.nets  # noqa: F401, its models are among timm's from here on
+import pipeline.model.nets  # its models are among timm's from here on
 from pipeline.config import Model, Recipe
 from pipeline.fields import written
 from pipeline.model import torchvision_nets
@@ -206,6 +206,11 @@ def timm_arguments(settings: Model) -> dict[str, Any]:
         "init_values": settings.layer_scale,
     }
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a model is one that timm lacks without `import pipeline.model.nets`."""
+    return bool(timm.models.model_entrypoint(name).__module__.startswith(pipeline.model.nets.__name__))
 
 
 def has_fixed_size(name: str) -> bool:
