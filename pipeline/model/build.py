@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import timm
 import torch
@@ -21,6 +21,16 @@ from pipeline.model.finetune import add_head_norm, classifier_names, freeze
 from pipeline.model.weights import load_weights, with_positions_of
 from pipeline.randomness import Purpose, generator
 from shards.errors import BadRequest, Problem
+
+ARGUMENTS: Final = {  # of timm's models, and what a recipe calls them
+    "img_size": "img_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "mlp_ratio": "mlp_ratio",
+    "init_values": "layer_scale",
+}
 
 
 def unknown_model(field: str, name: str) -> Iterator[Problem]:
@@ -195,16 +205,9 @@ def _start_from_file(net: nn.Module, settings: Model) -> str:
 
 def timm_arguments(settings: Model) -> dict[str, Any]:
     """Return what a model's settings change of the timm model it is named for, as timm's arguments."""
-    arguments = {
-        # a network of convolutions takes any size, and no argument for it
-        "img_size": settings.img_size if has_fixed_size(settings.name) else None,
-        "patch_size": settings.patch_size,
-        "embed_dim": settings.width,
-        "depth": settings.depth,
-        "num_heads": settings.heads,
-        "mlp_ratio": settings.mlp_ratio,
-        "init_values": settings.layer_scale,
-    }
+    arguments = {name: getattr(settings, ours) for name, ours in ARGUMENTS.items()}
+    if not has_fixed_size(settings.name):  # a network of convolutions takes any size, and no argument for it
+        del arguments["img_size"]
     return {name: value for name, value in arguments.items() if value is not None}
 
 
