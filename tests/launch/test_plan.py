@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from launch.plan import Cluster, Plan, exchanged_bytes, make_plan
-from launch.rates import GPUS, RATES, peak_of, published
+from launch.rates import GPUS, RATES, published
 from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
@@ -167,9 +167,3 @@ def test_the_table_says_both_hours_and_their_source(monkeypatch: pytest.MonkeyPa
     assert "64 images, a virtual rank's; for what fits name a --gpu" in unnamed
     wrong = vitrail("plan", "deit_base", *small, "--cores-per-gpu", "0", code=2).stderr
     assert "--cores-per-gpu is 0; it must be more than 0." in wrong
-
-
-def test_the_peak_of_a_card_is_found_by_its_name() -> None:
-    assert peak_of("NVIDIA A100-SXM4-80GB") == GPUS["a100"]
-    assert peak_of("Tesla V100-SXM2-32GB") == GPUS["v100"]
-    assert peak_of("NVIDIA GeForce RTX 4090") is None
