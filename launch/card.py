@@ -104,7 +104,7 @@ def use(form: str, name: str) -> str:
 
 def public(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a recipe as it was begun, without the folders of the machine that it was begun on."""
-    shown = {}
+    shown: dict[str, Any] = {}
     for name, value in recipe.items():
         if isinstance(value, Mapping):
             shown[name] = public(value, f"{prefix}{name}.")
