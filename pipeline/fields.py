@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
 
 class Role(Enum):
@@ -31,13 +31,13 @@ class Cost(Enum):
 COST: Final = Cost.COST
 
 
-class Place(Enum):
-    """Marks the fields that say where something lies on this machine."""
+class Says(Enum):
+    """Marks texts by what they say."""
 
-    PLACE = "place"
+    PLACE = "where something lies on this machine"
 
 
-PLACE: Final = Place.PLACE
+Place = Annotated[str, Says.PLACE]
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def facts(recipe: type, prefix: str = "") -> dict[str, Field]:
             role=role,
             range=next((mark for mark in metadata if isinstance(mark, Range)), None),
             cost=COST in metadata,
-            place=PLACE in metadata,
+            place=Says.PLACE in metadata,
             only_with=tuple(mark for mark in metadata if isinstance(mark, OnlyWith)),
         )
     return found
