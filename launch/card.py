@@ -4,18 +4,26 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from launch.trained import Trained
+from pipeline.config import FIELDS, LOCAL_DIR
 from pipeline.folder import Beginning, MetricsLine
 from pipeline.job import Job
+from pipeline.model.build import is_ours
 from pipeline.session.provenance import git_commit, versions
 from shards.errors import harmless
 from shards.files import read_json
 
 LIBRARIES: Final = {"timm": "timm", "onnx": "onnx", "torch": "pytorch"}
+PLACES: Final = {name for name, field in FIELDS.items() if field.place}
+IMPORT_TIMM: Final = "import timm\n"
+IMPORT_OURS: Final = (
+    f"import pipeline.model.nets  # of Vitrail (pip install vitrail): timm lacks this network\n{IMPORT_TIMM}"
+)
 USES: Final = {
     "timm": """\
 ```python
@@ -80,18 +88,43 @@ def model_card(name: str, trained: Trained, job: Job, about: Mapping[str, str], 
                 "standard deviation": " ".join(f"{value:g}" for value in model.std or ()),
             }
         ),
-        "## How to use it\n\n" + "\n\n".join(USES[form] for form in formats),
+        "## How to use it\n\n" + "\n\n".join(use(form, model.name) for form in formats),
         "## Metrics\n\n" + metrics(scores),
         "## Data\n\n" + table({"data": data, **{name: str(value) for name, value in fingerprints.items()}}),
-        *([f"## Recipe\n\n```json\n{json.dumps(began['recipe'], indent=2)}\n```"] if trained.run else []),
+        *([f"## Recipe\n\n```json\n{json.dumps(public(began['recipe']), indent=2)}\n```"] if trained.run else []),
         "## Provenance\n\n" + table(provenance(began)),
     ]
     return harmless("\n\n".join(parts) + "\n")
 
 
+def use(form: str, name: str) -> str:
+    """Return how a model is used that lies in a format."""
+    return USES[form].replace(IMPORT_TIMM, IMPORT_OURS) if form == "timm" and is_ours(name) else USES[form]
+
+
+def public(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a recipe as it was begun, without the folders of the machine that it was begun on."""
+    shown: dict[str, Any] = {}
+    for name, value in recipe.items():
+        if isinstance(value, Mapping):
+            shown[name] = public(value, f"{prefix}{name}.")
+        elif prefix + name in PLACES:
+            shown[name] = without_folders(value)
+        else:
+            shown[name] = value
+    return shown
+
+
 def without_folders(place: str) -> str:
-    """Return what a file or folder of this machine is called: where it lies is nobody else's concern."""
-    return Path(place).name if Path(place).exists() else place
+    """Return what a file or folder of this machine is called: where it lies is nobody else's concern.
+
+    What lies behind a URL stays, without a password or a signature.
+    """
+    if "://" in place:
+        url = urlsplit(place)
+        return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment=""))
+    mark = LOCAL_DIR if place.startswith(LOCAL_DIR) else ""
+    return mark + Path(place.removeprefix(mark)).name
 
 
 def last_scores(trained: Trained) -> list[MetricsLine]:

@@ -54,6 +54,8 @@ class Doctor(RecipeVerb):
     Example: vitrail doctor deit_small --data DIR --output OUT
     """
 
+    reads = ("--data", "--output")
+
     def __call__(self, arguments: list[str]) -> int:
         """Print a table; return 1 if something is bad."""
         request = self.request(arguments)

@@ -26,6 +26,7 @@ from launch.verb import Verb
 from pipeline.config import FIELDS, IMAGENET_MEAN, IMAGENET_STD, Augment, Optim, Recipe
 from pipeline.fields import flatten
 from pipeline.rules import recipe_problems
+from pipeline.trackers import TENSORBOARD
 from pipeline.update.optimizer import OURS, optimizer_problems
 from shards.errors import BadRequest, Problem, harmless
 
@@ -589,6 +590,8 @@ def _running(theirs: Theirs, to: Translation) -> None:
                        ("recovery-interval", "checkpoint.every_steps")):  # fmt: skip
         if name in theirs.said:
             to.take(ours, theirs[name], name)
+    if theirs["log-wandb"]:
+        to.take("log.trackers", f"{TENSORBOARD},wandb", "log-wandb")
     if theirs["grad-checkpointing"]:
         to.take("compute.activation_checkpointing", True, "grad-checkpointing")
     if theirs["torchcompile"]:

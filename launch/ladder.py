@@ -17,7 +17,7 @@ from launch.verb import RecipeVerb
 from pipeline.config import Recipe
 from pipeline.folder import Summary
 from pipeline.job import TRAINING, Job, resolve
-from pipeline.request import Request
+from pipeline.request import OWN_FLAGS, Request
 from pipeline.session.session import DONE, run_job
 from shards.errors import BadRequest, Problem, harmless
 from shards.files import read_json, write_json
@@ -47,6 +47,8 @@ class Ladder(RecipeVerb):
 
     Example: vitrail ladder partial_k_cifar10 --data DIR --output OUT --rungs linear full
     """
+
+    reads = tuple(name for name in OWN_FLAGS if name != "--dry-run")
 
     rungs: tuple[str, ...] = RUNGS  # values of --finetune.strategy
     seeds: tuple[int, ...] = ()  # each strategy is run with each of them; the recipe's alone, if none is named

@@ -17,7 +17,7 @@ from launch.verb import Json, Verb
 from pipeline.config import Channels
 from pipeline.config import Model as Settings
 from pipeline.model import torchvision_nets
-from pipeline.model.build import build_model, parameter_count
+from pipeline.model.build import build_model, is_ours, parameter_count
 from pipeline.model.finetune import classifier_names
 from shards.errors import BadRequest
 from shards.progress import progress
@@ -91,7 +91,7 @@ def described(names: Iterable[str]) -> Iterator[Model]:
             yield Model(name, "torchvision", images.size, images.mean, images.std, ("DEFAULT",))
         else:
             config: Any = timm.get_pretrained_cfg(name)
-            library = "vitrail" if timm.models.model_entrypoint(name).__module__.startswith("pipeline.") else "timm"
+            library = "vitrail" if is_ours(name) else "timm"
             weights = tuple(tags.get(name, ()))
             yield Model(name, library, config.input_size[-1], config.mean, config.std, weights)
 

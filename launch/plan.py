@@ -38,6 +38,8 @@ class MakePlan(RecipeVerb):
     Example: vitrail plan deit_base --nodes 2 --gpus-per-node 8 --gpu h100
     """
 
+    reads = ("--data", "--output")  # where a dry run keeps its speed
+
     nodes: int = 1  # of the cluster
     gpus_per_node: int = 8  # one process each
     engine: EngineName = "ddp"  # how processes share weights, gradients and moments
@@ -106,7 +108,7 @@ class OnGpu:
     hours: float  # of the slower of the two
     bound_by: Literal["compute", "loader"]
     memory: int  # bytes of one of them
-    pass_images: int  # that a forward pass holds in it, of those that a process hosts in a step
+    pass_images: int  # of a forward pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +116,8 @@ class Plan:
     """What follows.  Bytes are of one process, if nothing else is said; hours and cost are None without a speed."""
 
     shares: list[int]  # virtual ranks of each process
-    micro_batches: int  # forward passes of the busiest process in a step
-    micro_batch_size: int  # images of one of them
+    micro_batches: int  # forward passes of the busiest process in a step, on the GPU that was named
+    micro_batch_size: int  # images of one of them; a virtual rank's, where none was named
     batch: int
     peak_lr: float
     steps_per_epoch: int
@@ -141,7 +143,11 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
     mean_bytes = sum(shard.bytes for shard in job.index.shards) / len(job.index) if job.dataset else IMAGE_BYTES
     shares = hosting.shares(recipe.virtual_ranks)
     images = shares[0] * recipe.rank_batch
-    micro_batch_size = even_size(images, most_images(job, None))
+
+    def passed(gpu: GpuName | None) -> int:
+        return even_size(images, most_images(job, GPUS[gpu].memory if gpu else None))
+
+    micro_batch_size = passed(cluster.gpu)
     micro_batches = -(-images // micro_batch_size)
     image, beside = pass_bytes(recipe, hosting.precision)
     weights, gradients = FLOAT * job.parameter_count, FLOAT * job.trained_parameters
@@ -172,7 +178,7 @@ def make_plan(job: Job, cluster: Cluster) -> Plan:
                     hours=max(compute_hours, loader_hours),
                     bound_by="compute" if compute_hours >= loader_hours else "loader",
                     memory=gpu.memory,
-                    pass_images=min(images, most_images(job, gpu.memory)),
+                    pass_images=passed(name),
                 )
             )
     hours = hours_at(speed) if speed else gpus[0].hours if cluster.gpu else None
@@ -220,7 +226,8 @@ def show(job: Job, cluster: Cluster, plan: Plan) -> None:
     gigabytes = {part: f"{size / 1e9:.2f}" for part, size in plan.memory.items()}
     rows = [
         ("hosting", f"{recipe.virtual_ranks} virtual ranks of {recipe.rank_batch} images: {plan.shares} a process"),
-        ("micro-batches of a step", f"{plan.micro_batches} of {plan.micro_batch_size} images"),
+        ("micro-batches of a step", f"{plan.micro_batches} of {plan.micro_batch_size} images"
+         + ("" if cluster.gpu or recipe.micro_batch != "auto" else ", a virtual rank's; for what fits name a --gpu")),
         ("batch", f"{plan.batch} images, peak rate {plan.peak_lr:.3g}"),
         ("steps", f"{plan.steps:,}: {recipe.epochs} epochs of {plan.steps_per_epoch:,}"),
         ("parameters", f"{plan.parameters:,}, {plan.trained:,} of them trained"),

@@ -64,6 +64,8 @@ class Predict(TrainedVerb):
     Example: vitrail predict RUN photo.jpg holidays/ "*.png" https://example.org/cat.jpg
     """
 
+    reads = ()
+
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """Files, folders, patterns, URLs; - for names on standard input, one a line, or for an image there"""
     top: int = 5  # answers of an image

@@ -1,36 +1,26 @@
-"""What is published of GPUs: memory, peak, and how many images a second one trains.
+"""What is published of GPUs: memory, and how many images a second one trains.
 
 A model that nobody published a figure for is scaled by FLOPs from the nearest one, and that is said.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 GpuName = Literal["v100", "a100", "h100"]
 SAME: Final = 0.05  # share by which the FLOPs of two writings of one model differ
 
 
-@dataclass(frozen=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A GPU of the kind that is most often rented."""
 
     name: str
     memory: int  # bytes
-    peak: float  # FLOP/s of dense matrix products in bf16, of a V100 in fp16
-    source: str
 
 
-# in the order in which a card's name is looked up
 GPUS: Final[Mapping[GpuName, Gpu]] = {
-    "v100": Gpu("V100 SXM2 32 GB", 32 * 10**9, 125e12, "NVIDIA V100 data sheet, 'Tensor Performance'"),
-    "a100": Gpu("A100 SXM 80 GB", 80 * 10**9, 312e12, "NVIDIA A100 data sheet, 'BFLOAT16 Tensor Core'"),
-    "h100": Gpu(
-        "H100 SXM 80 GB",
-        80 * 10**9,
-        989e12,
-        "NVIDIA H100 data sheet, 'BFLOAT16 Tensor Core', half of that with sparsity",
-    ),
+    "v100": Gpu("V100 SXM2 32 GB", 32 * 10**9),
+    "a100": Gpu("A100 SXM 80 GB", 80 * 10**9),
+    "h100": Gpu("H100 SXM 80 GB", 80 * 10**9),
 }
 
 
@@ -80,8 +70,3 @@ def published(gpu: GpuName, flops: float) -> Estimate:
 
 def _ratio(one: float, other: float) -> float:
     return max(one, other) / min(one, other)
-
-
-def peak_of(card: str) -> Gpu | None:
-    """Return the GPU that a card's name (`torch.cuda.get_device_name`) is of, None for one that is not in the table."""
-    return next((gpu for name, gpu in GPUS.items() if name in card.lower()), None)

@@ -17,6 +17,7 @@ from launch.verb import RecipeVerb, config_file, engine_named, resolved
 from pipeline.fields import flag
 from pipeline.hosting import Hosting
 from pipeline.job import TRAINING
+from pipeline.request import OWN_FLAGS
 from shards.errors import BadRequest, Problem, harmless
 
 ROOT: Final = Path(__file__).parents[1]
@@ -32,6 +33,8 @@ class Slurm(RecipeVerb):
 
     Example: vitrail slurm deit_small --nodes 2 --gpus-per-node 8 --data DIR --output OUT --submit
     """
+
+    reads = OWN_FLAGS
 
     nodes: int = 1  # of the job
     gpus_per_node: int = 8  # 0: none

@@ -39,7 +39,7 @@ BATCH_NORM: Final = "batch norm is as the model has it, with statistics over a v
 SPLITS: Final = "a view is made once, without clean and augmented splits"
 NAFLEX: Final = "images of one size: no NaFlex loader"
 KD: Final = "its losses are weighed otherwise here: see docs/distillation.md"
-TRACKER: Final = "a run writes TensorBoard files and metrics.jsonl"
+TRACKER: Final = "--log.trackers wandb writes to the project vitrail, and goes on with the same run"
 SUBMITIT: Final = "vitrail slurm writes the job script"
 MULTILABEL: Final = "an image has one label"
 
@@ -245,7 +245,7 @@ FLAGS: Final = (
     Flag("checkpoint-hist", "int", ABSENT, 10, "checkpoint.keep"),
     Flag("recovery-interval", "int", ABSENT, 0, "checkpoint.every_steps"),
     Flag("save-images", "switch", ABSENT, False, why="`vitrail preview` draws what the model sees"),
-    Flag("log-wandb", "switch", ABSENT, False, why=TRACKER),
+    Flag("log-wandb", "switch", ABSENT, False, "log.trackers"),
     Flag("wandb-project", "text", ABSENT, None, why=TRACKER),
     Flag("wandb-tags", "texts", ABSENT, None, why=TRACKER),
     Flag("wandb-resume-id", "text", ABSENT, "", why=TRACKER),

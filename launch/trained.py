@@ -60,7 +60,7 @@ class TrainedVerb(RecipeVerb):
     def asked(self, arguments: list[str]) -> tuple[Trained, Request]:
         """Return the trained model, and what the arguments ask for of its recipe.  Raises BadRequest."""
         trained = trained_model(self.recipe, self.weights)
-        request = parse(trained.recipe, arguments, verb_flags=flags(self))
+        request = parse(trained.recipe, arguments, verb_flags=flags(self), reads=self.reads)
         model = request.recipe.model
         if not (model.weights or model.pretrained):
             raise BadRequest(

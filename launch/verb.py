@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import tyro
 
@@ -34,6 +34,8 @@ class Verb:
 class RecipeVerb:
     """A verb that works on a recipe, and takes the recipe's own fields beside its options."""
 
+    reads: ClassVar[Sequence[str]] = ("--data",)  # of the flags of a run; the others are refused
+
     recipe: tyro.conf.Positional[str]
     """Name or file of a recipe"""
 
@@ -43,7 +45,7 @@ class RecipeVerb:
 
     def request(self, arguments: list[str]) -> Request:
         """Return what the arguments ask for of the recipe."""
-        return parse(load_recipe(self.recipe), arguments, verb_flags=flags(self))
+        return parse(load_recipe(self.recipe), arguments, verb_flags=flags(self), reads=self.reads)
 
 
 def flags(verb: Verb | RecipeVerb) -> Sequence[str]:

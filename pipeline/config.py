@@ -20,6 +20,7 @@ from pipeline.fields import (
     SHARE,
     VIEW,
     OnlyWith,
+    Place,
     Range,
     Role,
     facts,
@@ -81,7 +82,7 @@ class Model:
     drop_path_rule: Annotated[Literal["linear", "uniform"], RUN] = "linear"  # its rates: rising from 0, or all alike
     dropout: Annotated[float, RUN, COST, Range(0, 0.99)] = 0.0  # rate of its layers of dropout
     pretrained: Annotated[bool, RUN] = False  # start from its published weights
-    weights: Annotated[str, FREE] = ""  # start from this file, or from a folder that has one (docs/finetuning.md)
+    weights: Annotated[Place, FREE] = ""  # start from this file, or from a folder that has one (docs/finetuning.md)
     new_head: Annotated[bool, RUN, OnlyWith("model.weights")] = False  # leave the file's head out, for other classes
     mean: Annotated[Channels | None, VIEW, MEAN] = None  # of input in [0, 1]; None: as its weights', else ImageNet's
     std: Annotated[Channels | None, VIEW, STD] = None  # deviation of input channels; None: likewise
@@ -106,12 +107,12 @@ class Data:
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
     max_bad: Annotated[float, FREE, SHARE] = 0.001  # share of unusable training samples at which the run stops
     strict: Annotated[bool, FREE] = False  # stop at the first unusable sample of any split
-    cache: Annotated[str, FREE] = ""  # folder for what is fetched or built of data; empty: the user's cache folder
+    cache: Annotated[Place, FREE] = ""  # folder for what is fetched or built of data; empty: the user's cache folder
     cache_limit: Annotated[str, FREE] = "80%"  # of fetched tars in it: 200GB, or a share of what its disk has free
     splits: Annotated[tuple[str, ...], FREE] = ()  # other roles: train=train+val val=test; of tars: train=PATTERN
     label: Annotated[str, FREE] = "auto"  # in tars: auto (.cls, .cls.txt), txt, json:FIELD, or folder, of the key
     first_label: Annotated[int | None, FREE, NOT_NEGATIVE] = None  # number of the first class in tars; None: 0
-    class_names: Annotated[str, FREE] = ""  # file that names the classes of tars, one a line
+    class_names: Annotated[Place, FREE] = ""  # file that names the classes of tars, one a line
 
     def allowed_bad(self, images: int) -> int:
         """Return how many of so many training images may be unusable before the run stops."""
@@ -163,8 +164,8 @@ class Mix:
 class Distill:
     """Distillation from a frozen teacher, which sees the same mixed views; off while `teacher` is empty."""
 
-    teacher: Annotated[str, VIEW, COST] = ""  # a model of timm, torchvision:NAME, or local-dir:RUN, a run's folder
-    weights: Annotated[str, FREE, TAUGHT] = ""  # its weights, a file; empty: the published ones, or the run's
+    teacher: Annotated[Place, VIEW, COST] = ""  # a model of timm, torchvision:NAME, or local-dir:RUN, a run's folder
+    weights: Annotated[Place, FREE, TAUGHT] = ""  # its weights, a file; empty: the published ones, or the run's
     img_size: Annotated[int | None, VIEW, COST, AT_LEAST_1, TAUGHT] = None  # side of its input; None: as it was trained
     mean: Annotated[Channels | None, VIEW, MEAN, TAUGHT] = None  # of its input; None: as it was trained
     std: Annotated[Channels | None, VIEW, STD, TAUGHT] = None  # of its input; None: as it was trained
@@ -175,7 +176,7 @@ class Distill:
     token: Annotated[bool, RUN, TAUGHT] = True  # the teacher teaches a distillation token's head; no: the class token's
     fusion: Annotated[Literal["paper", "code"], FREE, TAUGHT, TOKEN] = "paper"  # of the heads: softmaxes, or logits
     top: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT, SOFT] = 0  # classes kept of a soft output, in fp16; 0: all, exactly
-    store: Annotated[str, FREE, TAUGHT] = ""  # folder of stored outputs: read where they are there, else added
+    store: Annotated[Place, FREE, TAUGHT] = ""  # folder of stored outputs: read where they are there, else added
     store_epochs: Annotated[int, VIEW, NOT_NEGATIVE, TAUGHT] = 0  # after so many epochs the same views again; 0: never
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from enum import Enum
-from typing import Any, Final, NamedTuple, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, get_type_hints
 
 
 class Role(Enum):
@@ -29,6 +29,15 @@ class Cost(Enum):
 
 
 COST: Final = Cost.COST
+
+
+class Says(Enum):
+    """Marks texts by what they say."""
+
+    PLACE = "where something lies on this machine"
+
+
+Place = Annotated[str, Says.PLACE]
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,7 @@ class Field(NamedTuple):
     role: Role
     range: Range | None
     cost: bool
+    place: bool
     only_with: tuple[OnlyWith, ...]
 
 
@@ -107,6 +117,7 @@ def facts(recipe: type, prefix: str = "") -> dict[str, Field]:
             role=role,
             range=next((mark for mark in metadata if isinstance(mark, Range)), None),
             cost=COST in metadata,
+            place=Says.PLACE in metadata,
             only_with=tuple(mark for mark in metadata if isinstance(mark, OnlyWith)),
         )
     return found

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
+from uuid import uuid4
 
 from shards.errors import BadRequest, DamagedFile
-from shards.files import Lines, read_json, read_json_lines, write_lines
+from shards.files import Lines, read_json, read_json_lines, write_json, write_lines
 from shards.locks import Held, locked
 
 DAMAGED: Final = ".damaged"  # after the name of what is set aside
@@ -42,6 +43,12 @@ class Rehearsal(TypedDict):
     views_per_core: NotRequired[float]  # views/s that a core's loader worker prepares, with nothing beside it
     device: str
     cost_fields: dict[str, Any]
+
+
+class Tracked(TypedDict):
+    """tracked.json."""
+
+    id: str
 
 
 class MetricsLine(TypedDict):
@@ -139,6 +146,7 @@ class RunFolder:
         self.findings = path / "findings"  # what the last evaluation found, and pictures of it
         self.findings_head = self.findings / "findings.json"
         self.rehearsal = path / "rehearsal.json"  # what a dry run measured
+        self.tracked = path / "tracked.json"  # by what id trackers of others know the run
         self.micro_batch = path / "micro_batch.json"  # where a pass did not fit: the most images of one, by hosting
 
     def __str__(self) -> str:
@@ -174,6 +182,12 @@ class RunFolder:
     def told(self) -> int:
         """The step up to which a session logged, though the run may have gone back since."""
         return max((line["to_step"] or 0 for line in read_json_lines(self.sessions, SessionLine).good), default=0)
+
+    def tracked_id(self) -> str:
+        """Return the id by which trackers of others know the run, no other's anywhere; made when first asked for."""
+        if not self.tracked.exists():
+            write_json(self.tracked, {"id": uuid4().hex})
+        return read_json(self.tracked, Tracked)["id"]
 
     def trace(self, process: int) -> Path:
         """Return where a process writes which views its virtual ranks see."""
@@ -234,6 +248,7 @@ class RunFolder:
             self.recipe: Beginning,
             self.summary: Summary,
             self.rehearsal: Rehearsal,
+            self.tracked: Tracked,
             self.micro_batch: dict[str, int],
         }
         for path, form in files.items():

@@ -89,6 +89,8 @@ class Job:
     resume: str = "auto"
     trace_samples: bool = False
     parameters: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of each part of the model: trained, all
+    batch_norm: bool = False  # in the model, which then passes a virtual rank at a time
+    blocks: bool = False  # in the model, which are all alike
     start: str = ""  # what is found in the weights that the model starts from, in words
     taught_by: str = ""  # the same of the teacher's
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
@@ -224,7 +226,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         found += optimizer_problems(recipe.optim)
         found += data_problems(recipe, job.dataset) if job.dataset and need.train else []
         try:
-            job = replace(job, parameters=_parameters(job, found))
+            job = _with_model(job, found)
             if job.parameters and need.start and not (need.train and _goes_on(job)):
                 job = replace(job, start=_start(job, request.recipe.model, trained))
         except BadRequest as error:
@@ -323,8 +325,8 @@ def _start(job: Job, asked: Model, trained: Trained) -> str:
     return "; ".join([found, *said_of_input(asked, trained)])
 
 
-def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
-    """Return the parameters of each part of the model, trained and in all; of none, where its fields are wrong.
+def _with_model(job: Job, found: list[Problem]) -> Job:
+    """Return the job with what is known of its model once that is built; as it is, where the model's fields are wrong.
 
     Raises BadRequest where it cannot be built, or does not go with what else is asked for.
     """
@@ -332,7 +334,7 @@ def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
     if unknown := list(unknown_model("model.name", recipe.model.name)):
         raise BadRequest(unknown)
     if _concerns(found, "model.", "data.classes", "finetune.", "seed"):
-        return {}
+        return job
     net = on_meta(recipe)
     if isinstance(stem := getattr(net, "patch_embed", None), PatchEmbed):  # which leaves the rest of an image unseen
         patch = stem.patch_size[0]
@@ -343,13 +345,14 @@ def _parameters(job: Job, found: list[Problem]) -> dict[str, tuple[int, int]]:
                 f"{recipe.model.name}; take {max(1, round(recipe.model.img_size / patch)) * patch}.",
             )
     rate_scales(net, recipe.finetune)  # they fit the model, or it is said here
-    if recipe.micro_batch != "auto" and BatchNorms(net):
+    batch_norm = bool(BatchNorms(net))
+    if recipe.micro_batch != "auto" and batch_norm:
         raise BadRequest.of(
             "micro_batch",
             f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "
             f"rank's images; for smaller ones take more --virtual-ranks.",
         )
-    return parameters_by_part(net)
+    return replace(job, parameters=parameters_by_part(net), batch_norm=batch_norm, blocks=hasattr(net, "blocks"))
 
 
 def _compiled(job: Job, device: torch.device) -> bool:
@@ -364,10 +367,7 @@ def _compiled(job: Job, device: torch.device) -> bool:
     if not compiles(device) or job.hosting.engine == "zero3":
         return False
     steps = job.schedule.total_steps
-    if min(steps, job.max_steps or steps) < REPAID:
-        return False
-    net = on_meta(job.recipe)
-    return hasattr(net, "blocks") and not BatchNorms(net)
+    return min(steps, job.max_steps or steps) >= REPAID and job.blocks and not job.batch_norm
 
 
 def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:

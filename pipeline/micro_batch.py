@@ -22,8 +22,6 @@ from pipeline.errors import TrainingError
 from pipeline.folder import RunFolder
 from pipeline.job import Job
 from pipeline.memory import pass_bytes, state_bytes
-from pipeline.model.batch_norm import BatchNorms
-from pipeline.model.build import on_meta
 from pipeline.update.engine import Replicated
 from shards.files import read_json, write_json
 
@@ -40,7 +38,7 @@ class MicroBatch:
         self._folder, self._main = job.folder, job.hosting.main
         self._processes = job.hosting.processes
         self._hosting = hosting_said(job, accelerator.device)
-        self._divisible = not BatchNorms(on_meta(job.recipe))
+        self._divisible = not job.batch_norm
         most = kept(job.folder).get(self._hosting) or most_images(job, memory_of(accelerator.device))
         # engines that exchange weights in every pass take as many passes on every process
         self.most = min(gather_object([most])) if self._processes > 1 else most
@@ -109,7 +107,7 @@ def most_images(job: Job, memory: int | None) -> int:
     recipe = job.recipe
     if recipe.micro_batch != "auto":
         return recipe.micro_batch
-    if memory is None or BatchNorms(on_meta(recipe)):
+    if memory is None or job.batch_norm:
         return recipe.rank_batch
     image, beside = pass_bytes(recipe, job.hosting.precision)
     return max(1, int(FILLED * memory - beside - sum(state_bytes(job).values())) // image)

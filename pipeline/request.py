@@ -41,7 +41,7 @@ class Request:
     resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # auto: the newest checkpoint, if any
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, their speed is kept
     trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
-    unknown: tyro.conf.Suppress[tuple[Problem, ...]] = field(default=())  # arguments that belong to no field
+    unknown: tyro.conf.Suppress[tuple[Problem, ...]] = field(default=())  # arguments that nothing would read
 
     @property
     def folder(self) -> Path:
@@ -49,11 +49,18 @@ class Request:
         return Path(self.output or f"runs/{self.recipe.name}")
 
 
-def parse(recipe: Recipe, arguments: list[str], *, verb_flags: Sequence[str] = (), speaks: bool = True) -> Request:
+def parse(
+    recipe: Recipe,
+    arguments: list[str],
+    *,
+    verb_flags: Sequence[str] = (),
+    reads: Sequence[str] = OWN_FLAGS,
+    speaks: bool = True,
+) -> Request:
     """Return the request of a command line, of which a verb of `vitrail` has taken its own flags already.
 
-    Exits by itself for --help (0) and for values of a wrong type (2), with words where this process `speaks`.  Raises
-    BadRequest for arguments that no parser should show.
+    `reads` are those of OWN_FLAGS that mean something there.  Exits by itself for --help (0) and for values of a wrong
+    type (2), with words where this process `speaks`.  Raises BadRequest for arguments that no parser should show.
     """
     refuse_control_characters(arguments)
     obey_no_color()
@@ -65,8 +72,8 @@ def parse(recipe: Recipe, arguments: list[str], *, verb_flags: Sequence[str] = (
         return_unknown_args=True,
         console_outputs=speaks,
     )
-    known = [*verb_flags, *OWN_FLAGS, *(f"--{flag(name)}" for name in FIELDS)]
-    return replace(at_home(request), unknown=tuple(misspelt(unknown, known)))
+    known = [*verb_flags, *reads, *(f"--{flag(name)}" for name in FIELDS)]
+    return replace(at_home(request), unknown=(*misspelt(unknown, known), *unread(request, reads)))
 
 
 def at_home(value: Any) -> Any:
@@ -94,6 +101,14 @@ def refuse_control_characters(arguments: Sequence[str]) -> None:
             found.append(Problem(name, f"{said} holds a control character; leave it out, or rename what it names."))
     if found:
         raise BadRequest(found)
+
+
+def unread(request: Request, reads: Sequence[str]) -> Iterator[Problem]:
+    """Complain of a run's own flags that were given and that nothing reads."""
+    for item in fields(Request):
+        name = f"--{flag(item.name)}"
+        if name in OWN_FLAGS and name not in reads and getattr(request, item.name) != item.default:
+            yield Problem(item.name, f"{name}: nothing reads it here; leave it out.")
 
 
 def misspelt(unknown: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:

@@ -5,14 +5,13 @@ what lies beyond the last step that any session logged, which is the same number
 """
 
 import difflib
-import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
 from accelerate.utils import LoggerType
 
+from pipeline.folder import RunFolder
 from shards.errors import Problem
 
 TENSORBOARD: Final = "tensorboard"
@@ -53,22 +52,22 @@ def missing_trackers(trackers: str) -> Iterator[Problem]:
 
 
 class Trackers:
-    """The trackers of a run beside TensorBoard; `told` is the step up to which they know it already."""
+    """The trackers of a run beside TensorBoard."""
 
-    def __init__(self, trackers: str, folder: Path, told: int) -> None:
-        run = folder.resolve()
-        self._told = told
+    def __init__(self, trackers: str, folder: RunFolder) -> None:
+        name_of_run = folder.path.resolve().name
+        self._told = folder.told  # the step up to which they know the run already
         self._open: list[GeneralTracker] = []
         for name in names(trackers):
             if name == TENSORBOARD:
                 continue
             kind: Any = LOGGER_TYPE_TO_CLASS[name]
-            options: dict[str, Any] = {RUN_NAME[name]: run.name} if name in RUN_NAME else {}
-            if name == "wandb":  # which goes on with a run of the same id
-                options |= {"id": hashlib.sha256(str(run).encode()).hexdigest()[:16], "resume": "allow"}
+            options: dict[str, Any] = {RUN_NAME[name]: name_of_run} if name in RUN_NAME else {}
+            if name == "wandb":  # which goes on with a run of the same id, wherever that was made
+                options |= {"id": folder.tracked_id(), "resume": "allow"}
             if kind.requires_logging_directory:
                 options["logging_dir"] = str(folder)
-            tracker = kind(PROJECT if name in RUN_NAME else f"{PROJECT}-{run.name}", **options)
+            tracker = kind(PROJECT if name in RUN_NAME else f"{PROJECT}-{name_of_run}", **options)
             tracker.start()
             self._open.append(tracker)
 

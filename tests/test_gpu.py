@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gpu.page import Check, written
+from tests.gpu.page import PEAKS, Check, peak_of, written
 from tests.running import ENVIRONMENT, ROOT, TIMEOUT
 
 MACHINE = {"card": "NVIDIA H100", "commit": "0123456789ab", "date": "2026-11-29 07:00 UTC"}
@@ -55,3 +55,9 @@ def test_the_page_has_the_machine_every_check_and_what_failed() -> None:
     assert "| memory | FAIL | planned: 1 GB; held: 2 \\| 3 GB |" in page
     assert "| two cards | not run | why: there is one card |" in page
     assert "3 checks, none failed" in written([checks[0], checks[0], checks[2]], MACHINE)
+
+
+def test_the_peak_of_a_card_is_found_by_its_name() -> None:
+    assert peak_of("NVIDIA A100-SXM4-80GB") == PEAKS["a100"]
+    assert peak_of("Tesla V100-SXM2-32GB") == PEAKS["v100"]
+    assert peak_of("NVIDIA GeForce RTX 4090") is None

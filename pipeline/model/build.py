@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import timm
 import torch
@@ -13,7 +13,7 @@ from timm.models import VisionTransformer, VisionTransformerDistilled
 from torch import nn
 from torchvision.ops import StochasticDepth
 
-import pipeline.model.nets  # noqa: F401, its models are among timm's from here on
+import pipeline.model.nets  # its models are among timm's from here on
 from pipeline.config import Model, Recipe
 from pipeline.fields import written
 from pipeline.model import torchvision_nets
@@ -21,6 +21,16 @@ from pipeline.model.finetune import add_head_norm, classifier_names, freeze
 from pipeline.model.weights import load_weights, with_positions_of
 from pipeline.randomness import Purpose, generator
 from shards.errors import BadRequest, Problem
+
+ARGUMENTS: Final = {  # of timm's models, and what a recipe calls them
+    "img_size": "img_size",
+    "patch_size": "patch_size",
+    "embed_dim": "width",
+    "depth": "depth",
+    "num_heads": "heads",
+    "mlp_ratio": "mlp_ratio",
+    "init_values": "layer_scale",
+}
 
 
 def unknown_model(field: str, name: str) -> Iterator[Problem]:
@@ -80,18 +90,19 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
 
     It is on the CPU. Raises BadRequest where it does not take the settings, or a file of weights does not fit.
     """
+    published = settings.pretrained and not settings.weights
     # timm initialises from torch's global generator: give it a seed of its own, and the caller's state back
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, Purpose.INIT).integers(2**63)))
         try:
-            model = _create(settings, classes)
-        except (TypeError, ValueError, AssertionError, ArithmeticError) as error:  # whatever timm's models say it with
-            raise BadRequest.of(
+            model = _create(settings, classes, published=published)
+        except (TypeError, ValueError, AssertionError, ArithmeticError, OSError, RuntimeError) as error:
+            if published and isinstance(error, OSError | RuntimeError):
+                raise BadRequest.of(
+                    "model.pretrained", f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"
+                ) from error
+            raise BadRequest.of(  # whatever timm's models say it with
                 "model.name", f"--model.name {settings.name} does not take these settings: {error}."
-            ) from error
-        except (OSError, RuntimeError) as error:
-            raise BadRequest.of(
-                "model.pretrained", f"--model.pretrained: the weights of {settings.name} cannot be had: {error}"
             ) from error
     if settings.drop_path and settings.drop_path_rule == "uniform":
         _drop_paths_alike(model, settings)
@@ -101,9 +112,8 @@ def build_model(settings: Model, classes: int, seed: int) -> nn.Module:
     return model
 
 
-def _create(settings: Model, classes: int) -> nn.Module:
+def _create(settings: Model, classes: int, *, published: bool) -> nn.Module:
     """Return the network that is named so, at its start or as it is published.  Raises what its library does."""
-    published = settings.pretrained and not settings.weights
     if settings.name.startswith(torchvision_nets.PREFIX):
         return _of_torchvision(settings, classes, pretrained=published)
     options = timm_arguments(settings) | ({"drop_path_rate": settings.drop_path} if settings.drop_path else {})
@@ -195,17 +205,15 @@ def _start_from_file(net: nn.Module, settings: Model) -> str:
 
 def timm_arguments(settings: Model) -> dict[str, Any]:
     """Return what a model's settings change of the timm model it is named for, as timm's arguments."""
-    arguments = {
-        # a network of convolutions takes any size, and no argument for it
-        "img_size": settings.img_size if has_fixed_size(settings.name) else None,
-        "patch_size": settings.patch_size,
-        "embed_dim": settings.width,
-        "depth": settings.depth,
-        "num_heads": settings.heads,
-        "mlp_ratio": settings.mlp_ratio,
-        "init_values": settings.layer_scale,
-    }
+    arguments = {name: getattr(settings, ours) for name, ours in ARGUMENTS.items()}
+    if not has_fixed_size(settings.name):  # a network of convolutions takes any size, and no argument for it
+        del arguments["img_size"]
     return {name: value for name, value in arguments.items() if value is not None}
+
+
+def is_ours(name: str) -> bool:
+    """Return whether a model is one that timm lacks without `import pipeline.model.nets`."""
+    return bool(timm.models.model_entrypoint(name).__module__.startswith(pipeline.model.nets.__name__))
 
 
 def has_fixed_size(name: str) -> bool:

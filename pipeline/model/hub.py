@@ -2,26 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import msgspec
 import timm
 
 from pipeline.config import Data, Eval, Model, Optim, Recipe
-from pipeline.model.build import timm_arguments
+from pipeline.model.build import ARGUMENTS, timm_arguments
 from pipeline.model.start import INTERPOLATION
 from shards.errors import BadRequest, DamagedFile
 from shards.files import read_json
-
-ARGUMENTS: Final = {  # of timm's models, and what a recipe calls them
-    "img_size": "img_size",
-    "patch_size": "patch_size",
-    "embed_dim": "width",
-    "depth": "depth",
-    "num_heads": "heads",
-    "mlp_ratio": "mlp_ratio",
-    "init_values": "layer_scale",
-}
 
 
 class HubInput(TypedDict):

@@ -1,4 +1,8 @@
-"""Filling a store with a teacher's outputs, without training a student: for one job, or many beside each other."""
+"""Filling a store with a teacher's outputs, without training a student.
+
+The work is shared by file of the store: between jobs beside each other, and between the processes of each. These wait
+for nobody at the end, as one of them may have hours more to do than another.
+"""
 
 from typing import NamedTuple
 
@@ -25,8 +29,8 @@ class Filled(NamedTuple):
 def fill_store(job: Job, *, part: int, parts: int) -> Filled:
     """Ask the teacher for every view of a recipe whose output is not stored yet.
 
-    Of the files of the store, an epoch of a virtual rank each, this is part `part` of `parts`.
-    Raises TrainingError where more samples cannot be used than the recipe allows.
+    Of the files of the store, an epoch of a virtual rank each, this is part `part` of `parts`, and of that the share of
+    this process.  Raises TrainingError where more samples cannot be used than the recipe allows.
     """
     recipe, steps = job.recipe, job.order.steps_per_epoch
     accelerator = build_accelerator(job.hosting, recipe.compute)
@@ -40,7 +44,7 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
     ]
     missing = [
         (step, rank)
-        for epoch, rank in files[part::parts]
+        for epoch, rank in files[part::parts][job.hosting.process :: job.hosting.processes]
         if not outputs.store.whole(epoch, rank)
         for step in range(epoch * steps, (epoch + 1) * steps)
         if outputs.store.read(step, rank) is None
@@ -56,7 +60,8 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
     left = 0
     unusable: dict[int, str] = {}  # reasons, by sample
     try:
-        for batch in progress(loader, len(missing), "asking the teacher"):
+        # the main process has as many files as any other, or one more
+        for batch in progress(loader, len(missing), "asking the teacher") if job.hosting.main else loader:
             unusable |= {found.sample: found.reason for found in batch.unusable}
             if too_many := recipe.data.too_many_bad(len(unusable), len(job.index)):
                 raise TrainingError("\n".join([too_many, *unusable.values()]))

@@ -71,7 +71,7 @@ class Log:
                 if TENSORBOARD in names(trackers):
                     self._board = Board(folder.board, step)
                     opened.callback(self._board.close)
-                self._trackers = Trackers(trackers, folder.path, folder.told)
+                self._trackers = Trackers(trackers, folder)
                 opened.callback(self._trackers.close)
             self._opened = opened.pop_all()
         if main and self._console.is_terminal and not quiet:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.data import resolve_data_config
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from pipeline.config import LOCAL_DIR, Distill, Model, Recipe
 from pipeline.folder import RunFolder
@@ -153,17 +154,18 @@ def lacks_weights(distill: Distill) -> bool:
 
 
 def _create(distill: Distill, classes: int, *, weights: bool) -> nn.Module:
-    name = distill.teacher
+    name = architecture = distill.teacher
     try:
         if name.startswith(LOCAL_DIR):
             run = RunFolder(Path(name.removeprefix(LOCAL_DIR)))
             config = read_json(run.timm_config, RunConfig)
-            if config["architecture"].startswith(torchvision_nets.PREFIX):
-                return _of_torchvision(config, run.weights, weights=weights)
+            architecture = config["architecture"]
+            if architecture.startswith(torchvision_nets.PREFIX):
+                return _of_torchvision(config, run, distill, weights=weights)
         if name.startswith(torchvision_nets.PREFIX):
             return torchvision_nets.create(name, classes, distill.img_size, pretrained=weights)
-        fixed = not name.startswith(LOCAL_DIR) and has_fixed_size(name)
-        options: dict[str, Any] = {"img_size": distill.img_size} if distill.img_size and fixed else {}
+        resized = distill.img_size and has_fixed_size(architecture)
+        options: dict[str, Any] = {"img_size": distill.img_size} if resized else {}
         create = partial(timm.create_model, name, num_classes=classes)
         net: nn.Module = with_published_weights(create, options) if weights else create(**options)
     except (TypeError, ValueError, AssertionError, OSError, RuntimeError, DamagedFile) as error:
@@ -171,13 +173,23 @@ def _create(distill: Distill, classes: int, *, weights: bool) -> nn.Module:
     return net
 
 
-def _of_torchvision(config: RunConfig, file: Path, *, weights: bool) -> nn.Module:
-    """Return the network of a run that trained one of torchvision's, with the weights of its file where asked for."""
+def _of_torchvision(config: RunConfig, run: RunFolder, distill: Distill, *, weights: bool) -> nn.Module:
+    """Return the network of a run that trained one of torchvision's, with the run's weights where asked for.
+
+    Raises BadRequest where it takes images of the run's size alone, and another is asked for.
+    """
     said = config["pretrained_cfg"]
-    net: Any = torchvision_nets.create(config["architecture"], config["num_classes"], said["input_size"][-1])
-    net.pretrained_cfg |= {**said, "file": str(file)}
+    size = said["input_size"][-1]
+    net: Any = torchvision_nets.create(config["architecture"], config["num_classes"], size)
+    if isinstance(net, VisionTransformer) and distill.img_size not in (None, size):
+        raise BadRequest.of(
+            "distill.img_size",
+            f"--distill.img-size {distill.img_size}: {run} was trained at {size} px, and torchvision's ViT takes no "
+            f"other size. Leave it out.",
+        )
+    net.pretrained_cfg |= {**said, "file": str(run.weights)}
     if weights:
-        load_weights(net, str(file), "distill.teacher")
+        load_weights(net, str(run.weights), "distill.teacher")
     return net
 
 

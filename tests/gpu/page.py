@@ -10,6 +10,11 @@ import torch
 
 from tests.running import ROOT
 
+PEAKS = {  # FLOP/s of dense matrix products in bf16, of a V100 in fp16, by a part of the card's name
+    "v100": 125e12,  # NVIDIA V100 data sheet, "Tensor Performance"
+    "a100": 312e12,  # NVIDIA A100 data sheet, "BFLOAT16 Tensor Core"
+    "h100": 989e12,  # NVIDIA H100 data sheet, "BFLOAT16 Tensor Core", half of that with sparsity
+}
 WORDS = {"passed": "PASS", "failed": "FAIL", "skipped": "not run"}
 
 
@@ -51,6 +56,11 @@ def machine() -> dict[str, str]:
         "commit": said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"),
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
+
+
+def peak_of(name: str) -> float | None:
+    """Return the peak of a card by its name, None of one that is not in the table."""
+    return next((peak for part, peak in PEAKS.items() if part in name.lower()), None)
 
 
 def card() -> str:

@@ -10,7 +10,6 @@ import torch
 from launch import bench, bench_loader, measured
 from launch.bench import BARE, against_a_bare_loop, bench_step
 from launch.measured import Measured, alone
-from launch.rates import peak_of
 from pipeline.config import Recipe
 from pipeline.job import MEASURING, resolve
 from pipeline.request import Request
@@ -20,6 +19,7 @@ from shards.dataset import Dataset
 from shards.pack import Sample
 from tests.gpu.comparing import Property
 from tests.gpu.page import card as name_of_card
+from tests.gpu.page import peak_of
 from tests.photographs import photographs
 from tests.programs.card import RECIPE
 
@@ -43,11 +43,11 @@ def recipe(device: torch.device) -> Recipe:
 
 def tell(what: Measured, recipe: Recipe, record_property: Property) -> None:
     """Put the median of each arm on the page, with its share of the card's peak in bf16."""
-    gpu = peak_of(name_of_card())
+    peak = peak_of(name_of_card())
     work = TRAINING * forward_flops(recipe)
     for arm, speeds in what.speeds.items():
         speed = statistics.median(speeds)
-        share = f", {work * speed / gpu.peak:.1%} of the peak" if gpu and "fp32" not in arm else ""
+        share = f", {work * speed / peak:.1%} of the peak" if peak and "fp32" not in arm else ""
         record_property(arm, f"{speed:,.0f} images/s{share}")
     for names, ratio in what.ratios.items():
         record_property(names, f"{ratio:.3f}")

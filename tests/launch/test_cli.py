@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from launch import cli
+from pipeline.request import parse
 from shards.dataset import Dataset, write_dataset
 from shards.errors import BadRequest
 from shards.index import Index, Shard, row_dtype, write_index
 from tests.flags import verb_flags
 from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, traces, train_here, vitrail, vitrail_process
+from tests.tiny import TINY
 
 
 def test_build_show_and_verify_of_the_embedded_data_set(tmp_path: Path) -> None:
@@ -303,6 +305,39 @@ def test_a_misspelt_option_of_a_verb_names_the_nearest_alone(arguments: list[obj
     with pytest.raises(BadRequest) as caught:
         cli.call(verb, others)
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize(
+    ("words", "read"),
+    [
+        (("order", SCRIPT), {"data"}),
+        (("plan", SCRIPT, *ONE), {"data", "output"}),
+        (("doctor", SCRIPT), {"data", "output"}),
+        (("drill", SCRIPT), {"data"}),
+        (("bench", "step", SCRIPT), {"data"}),
+        (("slurm", SCRIPT), {"data", "output", "max_steps", "resume", "dry_run", "trace_samples"}),
+        (("teach", SCRIPT), {"data", "output"}),
+        (("ladder", SCRIPT, "--rungs", "full"), {"data", "output", "max_steps", "resume", "trace_samples"}),
+        (("eval", "resnet20_cifar", "--model.weights", "x"), {"data"}),
+        (("predict", "resnet20_cifar", "x.png", "--model.weights", "x"), set()),
+    ],
+)
+def test_a_verb_refuses_the_flags_of_a_run_that_nothing_reads_there_with_all_else_that_is_wrong(
+    words: tuple[object, ...], read: set[str], tmp_path: Path
+) -> None:
+    verb, *others = map(str, words)
+    others += ["--data", f"{tmp_path}/none", "--output", str(tmp_path), "--max-steps", "3", "--resume", "never"]
+    with pytest.raises(BadRequest) as caught:
+        cli.call(verb, [*others, "--dry-run", "--trace-samples", "--seed", "-1"])
+    found = caught.value.problems
+    refused = {problem.field for problem in found if problem.sentence.endswith("nothing reads it here; leave it out.")}
+    assert refused == {"data", "output", "max_steps", "resume", "dry_run", "trace_samples"} - read
+    assert "seed" in {problem.field for problem in found}
+
+
+def test_a_flag_of_a_run_that_says_what_is_so_anyway_is_no_problem() -> None:
+    asked = ["--resume", "auto", "--max-steps", "0"]
+    assert parse(TINY, asked, reads=()).unknown == ()
 
 
 @pytest.mark.dist

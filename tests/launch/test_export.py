@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from launch import export
+from launch.card import without_folders
 from launch.export import Exported
 from launch.trained import trained_model
 from pipeline.config import Distill
@@ -23,7 +24,7 @@ from shards.dataset import Dataset
 from shards.errors import VitrailError
 from shards.files import read_json, write_json
 from tests.hub import models_hub
-from tests.running import vitrail
+from tests.running import ENVIRONMENT, TIMEOUT, vitrail
 from tests.tiny import HERE
 
 # what each library does alone, without Vitrail: logits of given images, and the names of the classes
@@ -107,10 +108,64 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
                  began["fingerprints"]["training data"], began["versions"]["torch"], '"lr": 0.001'):  # fmt: skip
         assert part in card.text
     assert str(dataset.folder) not in card.content  # a card is for everybody
+    assert "pipeline.model.nets" not in card.text  # timm has the network
     # what was exported is a trained model again
     data = ("--data", dataset.folder, "--json")
     again, before = (json.loads(vitrail("eval", name, *data).stdout) for name in (folder, trained))
     assert {**again, "weights": ""} == {**before, "weights": ""}
+
+
+def test_the_card_has_no_folders_of_the_machine_that_the_run_was_made_on(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    began = json.loads((run / "recipe.json").read_text())
+    elsewhere = tmp_path / "home/mary"  # of which nothing is here any more
+    began["recipe"]["model"]["weights"] = f"{elsewhere}/start.pth"
+    began["recipe"]["data"]["cache"] = f"{elsewhere}/cache/"
+    began["recipe"]["distill"] |= {"teacher": f"local-dir:{elsewhere}/taught", "store": "mary/store", "token": False}
+    write_json(run / "recipe.json", began)
+    vitrail("export", run, "--to", "timm", "--output", tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "mary" not in card
+    assert str(tmp_path) not in card
+    shown = json.loads(card.partition("```json\n")[2].partition("```")[0])
+    assert shown["model"]["weights"] == "start.pth"
+    assert shown["data"]["cache"] == "cache"
+    assert (shown["distill"]["teacher"], shown["distill"]["store"]) == ("local-dir:taught", "store")
+    assert shown["optim"] == began["recipe"]["optim"]
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("/data/imagenet", "imagenet"),
+        ("/gone/{000..099}.tar", "{000..099}.tar"),
+        ("", ""),
+        ("resnet50.a1_in1k", "resnet50.a1_in1k"),
+        ("torchvision:resnet18", "torchvision:resnet18"),
+        ("hf://datasets/owner/name@main/train-*.tar", "hf://datasets/owner/name@main/train-*.tar"),
+        ("https://mary:secret@host:8080/data?signature=abc", "https://host:8080/data"),
+    ],
+)
+def test_a_place_is_called_without_what_is_nobody_elses_concern(place: str, shown: str) -> None:
+    assert without_folders(place) == shown
+
+
+@pytest.mark.slow
+def test_the_code_of_the_card_of_one_of_our_networks_runs_as_it_is(dataset: Dataset, tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "model"
+    as_named = replace(HERE.model, name="vitc_1gf", patch_size=None, width=None, depth=None, heads=None)
+    run.mkdir()
+    write_json(run / "recipe.json", {"recipe": asdict(replace(HERE, model=as_named))})
+    write_json(run / "config.json", timm_config(replace(HERE, model=as_named), dataset.classes, None))
+    save_file(build_model(as_named, 4, 0).state_dict(), run / "model.safetensors")
+    vitrail("export", run, "--to", "timm", "--data", dataset.folder, "--output", folder)
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert "pip install vitrail" in code
+    image = 'from PIL import Image\nimage = Image.new("RGB", (40, 40), "red")\n'
+    program = f"{image}{code.replace('FOLDER', str(folder))}assert logits.shape == (1, 4) and len(names) == 4"
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, timeout=TIMEOUT)
 
 
 def test_formats_of_a_model_share_a_folder_and_nothing_else_does(trained: Path, tmp_path: Path) -> None:

@@ -260,6 +260,7 @@ def test_what_cannot_be_imported_is_refused_with_words(text: str, words: str) ->
         ("train.py --no-aug", "augment.crop", "whole"),
         ("train.py --dataset torch/cifar10 --img-size 32", "data.classes", 10),
         ("torchrun --nnodes 2 --nproc-per-node 8 train.py", "virtual_ranks", 16),
+        ("train.py --log-wandb", "log.trackers", "tensorboard,wandb"),
     ],
 )
 def test_a_flag_becomes_the_field_that_does_the_same(text: str, field: str, value: Any) -> None:

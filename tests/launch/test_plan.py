@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from launch.plan import Cluster, Plan, exchanged_bytes, make_plan
-from launch.rates import GPUS, RATES, peak_of, published
+from launch.rates import GPUS, RATES, published
 from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, resolve
 from pipeline.memory import activations, pass_bytes, state_bytes
+from pipeline.micro_batch import even_size, most_images
 from pipeline.model.build import on_meta, parameter_count
 from pipeline.request import Request
 from pipeline.session.rehearsal import MeasuredSpeed, forward_flops
@@ -70,6 +71,22 @@ def test_a_plan_counts_what_a_pass_takes() -> None:
     plan = planned(TINY, Cluster(nodes=1, gpus_per_node=1))
     assert (plan.micro_batches, plan.micro_batch_size) == (3, 4)
     assert plan.memory["activations"] == 4 * image + beside
+
+
+def test_a_named_gpu_passes_as_many_as_fit_and_one_that_is_not_a_virtual_rank() -> None:
+    alone = Cluster(nodes=1, gpus_per_node=1, gpu="a100")
+    plan, unnamed = planned(SHALLOW, alone), planned(SHALLOW, replace(alone, gpu=None))
+    job = resolve(Request(recipe=SHALLOW), REHEARSAL, Hosting(precision="bf16"))
+    fitting = even_size(1024, most_images(job, GPUS["a100"].memory))
+    assert fitting > 64
+    assert (plan.micro_batch_size, plan.micro_batches) == (fitting, 1024 // fitting)
+    assert plan.gpus[0].pass_images == fitting == unnamed.gpus[1].pass_images
+    image, beside = pass_bytes(SHALLOW, "bf16")
+    assert plan.memory["activations"] == fitting * image + beside
+    assert (unnamed.micro_batch_size, unnamed.micro_batches) == (64, 16)
+    nodes = replace(alone, nodes=2)  # where what is sent goes by passes
+    two = resolve(Request(recipe=SHALLOW), REHEARSAL, Hosting(processes=2, engine="zero2", precision="bf16"))
+    assert make_plan(two, nodes).exchanged_bytes < make_plan(two, replace(nodes, gpu=None)).exchanged_bytes
 
 
 def test_activations_of_more_blocks_and_wider_numbers_are_more() -> None:
@@ -145,11 +162,8 @@ def test_the_table_says_both_hours_and_their_source(monkeypatch: pytest.MonkeyPa
     assert "by FLOPs: PaddlePaddle/PLSC" in shown
     assert "hours of the loader" in shown
     assert "H100" not in shown
+    assert "a virtual rank's" not in shown
+    unnamed = vitrail("plan", "deit_base", "--output", tmp_path / "none", *small).stdout
+    assert "64 images, a virtual rank's; for what fits name a --gpu" in unnamed
     wrong = vitrail("plan", "deit_base", *small, "--cores-per-gpu", "0", code=2).stderr
     assert "--cores-per-gpu is 0; it must be more than 0." in wrong
-
-
-def test_the_peak_of_a_card_is_found_by_its_name() -> None:
-    assert peak_of("NVIDIA A100-SXM4-80GB") == GPUS["a100"]
-    assert peak_of("Tesla V100-SXM2-32GB") == GPUS["v100"]
-    assert peak_of("NVIDIA GeForce RTX 4090") is None

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pipeline import job
-from pipeline.config import Distill, Recipe, identity
+from pipeline.config import Distill, Model, Recipe, identity
 from pipeline.data.loader import shared_memory
 from pipeline.folder import RunFolder
 from pipeline.hosting import Hosting, hosting_of_launch
@@ -29,6 +29,8 @@ from pipeline.job import (
     Need,
     resolve,
 )
+from pipeline.micro_batch import most_images
+from pipeline.model.build import on_meta
 from pipeline.request import Request, parse
 from pipeline.rules import hosting_problems
 from recipes.deit_small import RECIPE
@@ -347,3 +349,20 @@ def test_an_evaluation_needs_no_training_split_no_virtual_ranks_and_no_teacher(t
     assert any("--data is missing" in sentence for sentence in problems(replace(request, data=""), EVALUATING))
     missing = replace(distilled, model=replace(distilled.model, weights=str(tmp_path / "none.pth")))
     assert any("no such file" in sentence for sentence in problems(replace(request, recipe=missing), EVALUATING))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch_norm", "blocks"),
+    [(TINY.model, False, True), (Model(name="resnet20_cifar", img_size=16), True, False)],
+)
+def test_what_the_hosting_hangs_on_of_a_model_is_known_once_it_was_built(
+    model: Model, batch_norm: bool, blocks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    monkeypatch.setattr(job, "on_meta", lambda recipe: built.append(recipe) or on_meta(recipe))
+    monkeypatch.setattr(job, "compiles", lambda _: True)  # as a GPU does
+    monkeypatch.setattr(job, "REPAID", 1)
+    found = resolve(Request(recipe=replace(TINY, model=model)), REHEARSAL, Hosting())
+    assert (found.batch_norm, found.blocks, found.hosting.compiled) == (batch_norm, blocks, blocks)
+    assert most_images(found, None) == TINY.rank_batch
+    assert len(built) == 1

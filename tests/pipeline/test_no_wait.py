@@ -199,7 +199,10 @@ def one_step(recipe: Recipe) -> tuple[Run, Sending]:
     nets = on_meta(recipe), teacher_on_meta(recipe) if recipe.distill.teacher else None
     batches = [batch(recipe, rank) for rank in range(RANKS)]  # a host's, with numbers
     hosting = Hosting(precision="bf16")
-    job = Job(recipe=recipe, data="", dataset=None, folder=RunFolder(Path("none")), hosting=hosting)
+    batch_norm = bool(BatchNorms(nets[0]))
+    job = Job(
+        recipe=recipe, data="", dataset=None, folder=RunFolder(Path("none")), hosting=hosting, batch_norm=batch_norm
+    )
     accelerator: Any = OnCuda()
     passes = MicroBatch(job, accelerator)
     with FakeTensorMode(allow_non_fake_inputs=True):

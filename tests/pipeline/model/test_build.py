@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 
 from pipeline.config import Distill, Model
@@ -50,9 +51,28 @@ def test_a_tag_that_a_model_does_not_have_is_named_with_those_that_it_has() -> N
         assert not list(unknown_model("model.name", name))
 
 
-def test_a_model_that_does_not_take_a_setting_says_so() -> None:
-    with pytest.raises(BadRequest, match="resnet18 does not take these settings"):
-        build_model(Model(name="resnet18", patch_size=4), 4, seed=0)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Model(name="resnet18", patch_size=4),
+        Model(name="eva02_tiny_patch14_224", heads=5),  # whose tensors do not go together
+        Model(name="eva02_tiny_patch14_224", heads=5, pretrained=True, weights="a file"),
+    ],
+)
+def test_a_model_that_does_not_take_a_setting_says_so(settings: Model) -> None:
+    with pytest.raises(BadRequest, match=f"{settings.name} does not take these settings") as caught:
+        build_model(settings, 4, seed=0)
+    assert [problem.field for problem in caught.value.problems] == ["model.name"]
+
+
+def test_published_weights_that_cannot_be_fetched_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, **_: object) -> None:
+        raise OSError("no way to the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(BadRequest, match="the weights of resnet18 cannot be had: no way to the hub") as caught:
+        build_model(Model(name="resnet18", pretrained=True), 4, seed=0)
+    assert [problem.field for problem in caught.value.problems] == ["model.pretrained"]
 
 
 def test_stochastic_depth_of_a_network_without_blocks_is_not_made_uniform() -> None:

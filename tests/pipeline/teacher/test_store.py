@@ -9,11 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from accelerate import Accelerator
 
-from pipeline.config import Distill, Recipe
+from pipeline.config import Compute, Distill, Recipe
 from pipeline.data.order import Order
 from pipeline.errors import StoreError
 from pipeline.fingerprints import DATA, TEACHER, VIEWS
+from pipeline.hosting import Hosting, build_accelerator
+from pipeline.job import FILLING, resolve
+from pipeline.request import Request
+from pipeline.session import fill
 from pipeline.teacher import outputs
 from pipeline.teacher.store import FORMAT_VERSION, Store, differences, path_of, store_fingerprint
 from pipeline.teacher.teacher import write_random_weights
@@ -315,6 +320,26 @@ def test_a_store_has_no_outputs_of_views_that_stand_in_for_others(
     mended = vitrail("teach", *flags, "--data", dataset.folder).stdout
     assert "outputs added" in mended
     assert ": 0 outputs" not in mended
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_launcher_share_the_work_of_teach(
+    dataset: Dataset, taught: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone(hosting: Hosting, compute: Compute) -> Accelerator:
+        return build_accelerator(replace(hosting, processes=1, process=0), compute)
+
+    monkeypatch.setattr(fill, "build_accelerator", alone)  # one of a group, whose others are not here
+    request = Request(recipe=stored(taught, tmp_path / "store", token=False), data=str(dataset.folder))
+    request = replace(request, recipe=replace(request.recipe, model=TINY.model))
+    job = resolve(request, FILLING, Hosting(processes=2))
+    added = [
+        fill.fill_store(replace(job, hosting=replace(job.hosting, process=process)), part=part, parts=2).outputs
+        for part, process in ((0, 0), (0, 1), (1, 0), (1, 1))
+    ]
+    assert sum(added) == 4 * 5 * 12  # epochs, steps, views: nothing was asked twice
+    assert added == [sum(added) // 4] * 4
+    assert len(list((tmp_path / "store").rglob("*.bin"))) == 12
 
 
 @pytest.mark.slow

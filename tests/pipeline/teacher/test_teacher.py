@@ -12,8 +12,10 @@ from torch import nn
 
 from pipeline.config import Distill, Model
 from pipeline.model.build import build_model
+from pipeline.model.hub import timm_config
 from pipeline.teacher.teacher import Input, Teacher, build_teacher, check_teacher
 from shards.errors import BadRequest
+from shards.files import write_json
 from tests.tiny import TINY
 
 
@@ -56,6 +58,40 @@ def test_published_positions_of_a_vit_are_resized_as_the_students_are(monkeypatc
     teacher: Any = build_teacher(replace(TINY, distill=Distill(teacher=vit, img_size=32))).net
     student = build_model(Model(name=vit, img_size=32, pretrained=True), 4, seed=0)
     assert torch.equal(teacher.pos_embed, student.pos_embed)
+
+
+def a_run(folder: Path, model: Model) -> Distill:
+    """Return the teacher that a finished run of a model makes, at twice its size."""
+    folder.mkdir()
+    save_file(build_model(model, 4, seed=0).state_dict(), folder / "model.safetensors")
+    recipe = replace(TINY, model=replace(model, mean=TINY.model.mean, std=TINY.model.std))
+    write_json(folder / "config.json", timm_config(recipe, [], 32))
+    return Distill(teacher=f"local-dir:{folder}", img_size=2 * model.img_size)
+
+
+def test_the_run_of_a_vit_teaches_at_another_size_with_its_positions_resized(tmp_path: Path) -> None:
+    recipe = replace(TINY, distill=a_run(tmp_path / "run", TINY.model))
+    assert check_teacher(recipe) == ""
+    teacher = build_teacher(recipe)
+    assert teacher(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
+    weights = str(tmp_path / "run" / "model.safetensors")
+    student = build_model(replace(TINY.model, img_size=32, weights=weights), 4, seed=0)
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in teacher.net.state_dict().items())
+
+
+def test_the_run_of_a_network_of_convolutions_teaches_at_another_size(tmp_path: Path) -> None:
+    recipe = replace(TINY, distill=a_run(tmp_path / "run", Model(name="resnet20_cifar", img_size=16)))
+    assert check_teacher(recipe) == ""
+    assert build_teacher(recipe)(torch.zeros(1, 3, 16, 16)).shape == (1, 4)
+
+
+def test_the_run_of_a_vit_of_torchvisions_is_refused_at_another_size(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    config = {"architecture": "torchvision:vit_b_16", "num_classes": 4,
+              "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3}}  # fmt: skip
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(BadRequest, match="was trained at 32 px, and torchvision's ViT takes no other size"):
+        check_teacher(replace(TINY, distill=Distill(teacher=f"local-dir:{tmp_path}", img_size=64)))
 
 
 @pytest.mark.parametrize(
