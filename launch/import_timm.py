@@ -383,7 +383,7 @@ def written_number(value: float | Sequence[float]) -> str:
 
 
 def further_arguments(theirs: Theirs) -> dict[str, str]:
-    """Return an optimizer's further arguments as a recipe writes them: of a command line key=value, of a file a dict."""
+    """Return an optimizer's further arguments as a recipe writes them: out of key=value, or of the dict of a file."""
     said = (theirs["opt-kwargs"] or []) if theirs.has("opt-kwargs") else []
     pairs = said.items() if isinstance(said, dict) else (pair.split("=", 1) for pair in said if "=" in pair)
     return {key: re.sub(r"[()\[\]\s]", "", str(value)) for key, value in pairs}
