@@ -103,7 +103,7 @@ class Data:
     repeats: Annotated[int, VIEW, COST, AT_LEAST_1] = 1  # repeated augmentation: views of an image that an epoch shows
     balance: Annotated[bool, VIEW] = False  # every class equally often: images of rare ones come several times
     epoch: Annotated[Literal["views", "images"], VIEW] = "views"  # as many views as images (DeiT), or all images
-    window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # samples that are shuffled among each other
+    window: Annotated[int, VIEW, AT_LEAST_1] = 8192  # the shuffle buffer, in samples
     workers: Annotated[int | Literal["auto"], FREE, NOT_NEGATIVE] = "auto"  # loader processes of a process; 0: none
     max_bad: Annotated[float, FREE, SHARE] = 0.001  # share of unusable training samples at which the run stops
     strict: Annotated[bool, FREE] = False  # stop at the first unusable sample of any split
@@ -184,7 +184,7 @@ class Distill:
 class Finetune:
     """Which parameters are trained, and how fast: for models that start from weights (`pipeline/model/finetune.py`)."""
 
-    strategy: Annotated[str, RUN, COST] = "full"  # or linear, classifier, partial-K, attention, gradual: head first
+    strategy: Annotated[str, RUN, COST] = "full"  # full, linear, classifier, partial-K, attention; gradual: head first
     norm: Annotated[bool, RUN, COST] = False  # the final norm is trained too
     head_norm: Annotated[bool, RUN] = False  # batch norm without affine before the head, for linear probes (MAE, A.1)
     head_epochs: Annotated[float, RUN, NOT_NEGATIVE] = 0.0  # gradual: epochs of the head alone
@@ -268,7 +268,7 @@ class Compute:
 class Spike:
     """What to do where a loss or a gradient is not finite, or a loss leaps: its samples are named in any case."""
 
-    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = "stop"  # or skip its step, or all from a checkpoint
+    policy: Annotated[Literal["stop", "skip", "rollback"], FREE] = "stop"  # skip: its step; rollback: all since a save
     factor: Annotated[float, FREE, NOT_NEGATIVE] = 0.0  # a loss of so many medians of 32 steps leaps; 0: none does
     limit: Annotated[int, FREE, NOT_NEGATIVE, SKIPPING] = 3  # spikes of a run that are skipped; the next one stops it
 
@@ -278,7 +278,7 @@ class Log:
     """What is written while training."""
 
     every_steps: Annotated[int, FREE, AT_LEAST_1] = 50  # steps between lines of the log
-    trackers: Annotated[str, FREE] = "tensorboard"  # who hears of the run: tensorboard,wandb,mlflow,... (Accelerate's)
+    trackers: Annotated[str, FREE] = "tensorboard"  # Accelerate's: tensorboard,wandb,mlflow,...
     histograms: Annotated[bool, FREE] = False  # of all weights, in TensorBoard, at each evaluation
     profile: Annotated[int, FREE, NOT_NEGATIVE] = 0  # steps of a session that torch's profiler traces; 0: none
 
