@@ -28,6 +28,7 @@ DATA_SETS: Final = {  # by classes and training images
     (8142, 437_513): "iNaturalist 2018",
     (1010, 265_240): "iNaturalist 2019",
 }
+WIDE: Final = 120  # columns of a terminal
 EXPECTED: Final = re.compile(r"\bExpect (.*?)\.(?=\s|$)", re.DOTALL)  # in a recipe's docstring
 
 
@@ -140,17 +141,20 @@ def expected(path: Path) -> str:
 
 
 def show(recipes: Sequence[Listed]) -> None:
-    """Print recipes as a table."""
-    table = Table(box=None)
+    """Print recipes as a table; where it is narrow, without the models."""
+    console, table = Console(), Table(box=None)
+    with_models = console.width >= WIDE
     table.add_column("recipe", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    if with_models:
+        table.add_column("model", overflow="fold")
     table.add_column("data")
     table.add_column("epochs", justify="right")
     table.add_column("views", justify="right", no_wrap=True)
     table.add_column("expected")
     for recipe in recipes:
         accuracy = re.split(r" \(|, ", recipe.expected)[0] or "no figure"  # more, and its source, stand in the file
-        views = f"{recipe.views / 1e6:,.3g} M"
-        table.add_row(*map(plain, (recipe.name, recipe.model, recipe.data, recipe.epochs, views, accuracy)))
-    Console().print(table)
+        views = f"{recipe.views / 1e9:.2f} G" if recipe.views >= 1e9 else f"{recipe.views / 1e6:.3g} M"
+        model = [recipe.model] if with_models else []
+        table.add_row(*map(plain, (recipe.name, *model, recipe.data, recipe.epochs, views, accuracy)))
+    console.print(table)
     print("Train one: accelerate launch -m recipes.NAME --data DIR --output OUT\nChange one: vitrail recipes copy NAME")
