@@ -34,7 +34,8 @@ class Rate(NamedTuple):
     source: str
 
 
-XIAO: Final = "Xiao et al., arXiv 2106.14881, Table 1, minutes an epoch on 8 V100"
+# 232 images/s of ViT-B are 24 TFLOP/s, more than the 15.7 that a V100 has in fp32
+XIAO: Final = "Xiao et al., arXiv 2106.14881, Table 1, which must be of fp16 (here a V100 trains in fp32), minutes an epoch"
 PLSC: Final = "PaddlePaddle/PLSC, ViT benchmark: 3,583 images/s on 8 A100"
 VIT5: Final = (
     "https://nvidia-bionemo.github.io/nvSubquadratic/benchmarks.html, 'torch.compile (default)' after optimizations"
