@@ -35,7 +35,7 @@ from pipeline.model.start import Trained, normalised, said_of_input, trained_wit
 from pipeline.model.weights_file import file_of
 from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, label_problems, recipe_problems, split_problems
-from pipeline.teacher.store import differences, store_fingerprint
+from pipeline.teacher.store import OUTPUTS, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
 from pipeline.trackers import missing_trackers
 from pipeline.update.optimizer import numbers_kept, optimizer_problems
@@ -377,7 +377,7 @@ def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:
 
 def _store_problems(job: Job) -> list[Problem]:
     try:
-        return differences(Path(job.recipe.distill.store), job.store_fingerprint)
+        return OUTPUTS.differences(Path(job.recipe.distill.store), job.store_fingerprint)
     except StoreError as error:
         return [Problem("distill.store", f"--distill.store {error}")]
 
