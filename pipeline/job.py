@@ -21,6 +21,7 @@ from pipeline import checkpoint
 from pipeline.config import Model, Recipe, identity
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory, shared_memory
 from pipeline.data.order import Order, order_of
+from pipeline.data.rows import ROWS, Rows
 from pipeline.data.version import views_version
 from pipeline.devices import compiles, current
 from pipeline.errors import StoreError
@@ -31,6 +32,7 @@ from pipeline.model import torchvision_nets
 from pipeline.model.batch_norm import BatchNorms
 from pipeline.model.build import check_start, on_meta, unknown_model
 from pipeline.model.finetune import parameters_by_part, rate_scales
+from pipeline.model.prefix import WEIGHTS, Cut, cut_of, prefix_fingerprint
 from pipeline.model.start import Trained, normalised, said_of_input, trained_with
 from pipeline.model.weights_file import file_of
 from pipeline.request import Request
@@ -92,6 +94,7 @@ class Job:
     start: str = ""  # what is found in the weights that the model starts from, in words
     taught_by: str = ""  # the same of the teacher's
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
+    cut: Cut | None = None  # where what the frozen part of the model gives is cached
 
     @property
     def index(self) -> Index:
@@ -151,6 +154,16 @@ class Job:
         return store_fingerprint(self.recipe, self.fingerprints)
 
     @property
+    def rows(self) -> Rows | None:
+        """What the frozen part of the model gives of each image, if it is cached: in files by where that part ends."""
+        return Rows(Path(self.recipe.finetune.cache) / self.cut.at, self.cut.shape) if self.cut else None
+
+    @property
+    def prefix_fingerprint(self) -> dict[str, Any]:
+        """What these rows depend on, but for the weights that they are computed with."""
+        return prefix_fingerprint(self.recipe, self.fingerprints, self.hosting.precision)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, at most."""
         tensors = 1 + len(self.recipe.ema.decays) + numbers_kept(self.recipe.optim)
@@ -168,7 +181,8 @@ class Job:
         if self.dataset:
             split = self.dataset.evaluation_split()
             held_out = len(self.dataset.splits[split]) if split else 0
-        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out)
+        row = self.cut.shape if self.cut else None
+        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out, row)
 
     @property
     def virtual_ranks(self) -> range:
@@ -223,6 +237,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         found += data_problems(recipe, job.dataset) if job.dataset and need.train else []
         try:
             job = replace(job, parameters=_parameters(job, found))
+            if job.parameters and recipe.finetune.cache and need.train and not _concerns(found, "finetune.cache"):
+                job = replace(job, cut=cut_of(on_meta(recipe), recipe.model.img_size))
             if job.parameters and need.start and not (need.train and _goes_on(job)):
                 job = replace(job, start=_start(job, request.recipe.model, trained))
         except BadRequest as error:
@@ -244,6 +260,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         job = replace(job, fingerprints=_fingerprints(job, need))
         if need.store and recipe.distill.store and hosting.main:
             found += _store_problems(job)
+        if need.store and hosting.main:
+            found += _rows_problems(job)
     if found:
         raise BadRequest(found)
     return job
@@ -380,6 +398,25 @@ def _store_problems(job: Job) -> list[Problem]:
         return OUTPUTS.differences(Path(job.recipe.distill.store), job.store_fingerprint)
     except StoreError as error:
         return [Problem("distill.store", f"--distill.store {error}")]
+
+
+def _rows_problems(job: Job) -> Iterator[Problem]:
+    """Yield what is wrong with the cache of what the frozen part of the model gives: it is of others, or has no room."""
+    rows = job.rows
+    if not rows:
+        return
+    try:
+        yield from ROWS.differences(rows.folder, job.prefix_fingerprint, unknown=[WEIGHTS])
+    except StoreError as error:
+        yield Problem("finetune.cache", f"--finetune.cache {error}")
+        return
+    free, needed = shutil.disk_usage(existing(rows.folder)).free, rows.missing_bytes(job.order.num_samples)
+    if free < needed:
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache {rows.folder}: {free / 1e6:,.0f} MB are free, what the frozen part gives of "
+            f"{job.order.num_samples:,} images needs {needed / 1e6:,.0f} MB more.",
+        )
 
 
 def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:

@@ -276,14 +276,16 @@ def file_read(process: int) -> str:
     return file if file.startswith("/") else ""
 
 
-def shared_memory(recipe: Recipe, workers: int, held_out: int) -> int:
+def shared_memory(recipe: Recipe, workers: int, held_out: int, row: tuple[int, ...] | None = None) -> int:
     """Return the bytes of shared memory that a process with so many loader workers takes at most.
 
     Those are the batches prepared ahead and one in use, of training and, where images are held out, of evaluation.
+    `row` is the shape of a row of a frozen prefix, where there are some (`pipeline/data/rows.py`).
     """
     batches = workers * LOOK_AHEAD + 1 if workers else 0
     views, size = batches * recipe.rank_batch, recipe.model.img_size
-    return views * view_record(size).itemsize + min(batches * recipe.eval.batch, held_out) * eval_record(size).itemsize
+    record = max(view_record(size).itemsize, view_record(size, row).itemsize)
+    return views * record + min(batches * recipe.eval.batch, held_out) * eval_record(size).itemsize
 
 
 def free_shared_memory() -> int | None:

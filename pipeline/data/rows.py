@@ -20,6 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.store_head import StoreKind
 
 ROWS: Final = StoreKind("finetune.cache", "outputs of a frozen prefix", version=1)
+BLOCK: Final = 512  # bytes of what a file system counts
 FLOAT, CRC = np.dtype("<f4"), np.dtype("<u4")
 
 
@@ -46,10 +47,10 @@ class Rows(NamedTuple):
         """How many rows are there."""
         return int(np.count_nonzero(np.fromfile(self._crcs, CRC)))
 
-    @property
-    def allocated(self) -> int:
-        """Bytes that the disk has given for rows."""
-        return self._rows.stat().st_blocks * 512 if self._rows.exists() else 0
+    def missing_bytes(self, samples: int) -> int:
+        """Bytes that rows of so many samples will take beside those that lie there."""
+        there = self._rows.stat().st_blocks * BLOCK if self._rows.exists() else 0
+        return max(0, samples * self.bytes - there)
 
     def read(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Return the rows [B, ...] of samples [B], and which of them are there [B].

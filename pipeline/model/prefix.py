@@ -70,8 +70,8 @@ def cut_of(net: nn.Module, size: int) -> Cut:
     if drawing:
         raise BadRequest.of(
             "finetune.cache",
-            f"--finetune.cache does not fit {type(net).__name__} here: {', '.join(drawing)} gives something else of "
-            f"an image each time. Take --model.dropout 0.",
+            f"--finetune.cache does not fit {type(net).__name__} here: before what is trained, {', '.join(drawing)} "
+            f"gives something else of an image each time. Where that is dropout, take --model.dropout 0.",
         )
     return Cut(suffix[0], tuple(suffix), tuple(prefix(net, image, suffix[0]).shape[1:]))
 
@@ -128,9 +128,13 @@ def prefix(net: nn.Module, images: Tensor, at: str) -> Tensor:
 def suffix(net: Any, rows: Tensor, cut: Cut) -> Tensor:
     """Return the logits [B, C] of rows [B, ...]."""
     if isinstance(net, VisionTransformer) and cut.at != "head":
-        blocks = nn.Sequential(*(net.get_submodule(name) for name in cut.suffix if name.startswith("blocks.")))
-        tokens = checkpoint_seq(blocks, rows) if net.grad_checkpointing and len(blocks) else blocks(rows)
-        logits: Tensor = net.forward_head(net.norm(tokens))
+        blocks = [net.get_submodule(name) for name in cut.suffix if name.startswith("blocks.")]
+        if net.grad_checkpointing and blocks:
+            rows = checkpoint_seq(blocks, rows)
+        else:
+            for block in blocks:
+                rows = block(rows)
+        logits: Tensor = net.forward_head(net.norm(rows))
         return logits
     for name in cut.suffix:
         rows = net.get_submodule(name)(rows)
