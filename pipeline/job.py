@@ -26,7 +26,7 @@ from pipeline.data.version import views_version
 from pipeline.devices import compiles, current
 from pipeline.errors import StoreError
 from pipeline.fingerprints import CLASSES, DATA, START, TEACHER, VIEWS, json_sha256, unchanged_sha256
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, existing
 from pipeline.hosting import Hosting, hosting_of_launch
 from pipeline.model import torchvision_nets
 from pipeline.model.batch_norm import BatchNorms
@@ -401,7 +401,7 @@ def _store_problems(job: Job) -> list[Problem]:
 
 
 def _rows_problems(job: Job) -> Iterator[Problem]:
-    """Yield what is wrong with the cache of what the frozen part of the model gives: it is of others, or has no room."""
+    """Yield what is wrong with the cache of what the model's frozen part gives: it is of others, or has no room."""
     rows = job.rows
     if not rows:
         return

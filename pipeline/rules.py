@@ -17,7 +17,6 @@ from pipeline.update.optimizer import needs_whole_parameters
 from shards.dataset import Dataset
 from shards.errors import Problem
 
-
 DRAWS_NOTHING: Final[Mapping[str, object]] = {  # a view is a function of its image alone, and there is one of each
     "augment.crop": "whole",
     "augment.flip": 0.0,

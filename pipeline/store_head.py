@@ -1,4 +1,4 @@
-"""The head of a store, `store.json`: whose outputs a folder holds, so that those of others are refused, never misread."""
+"""The head of a store, `store.json`: whose outputs a folder holds, so that others' are refused and never misread."""
 
 from collections.abc import Collection
 from dataclasses import dataclass

@@ -1,17 +1,18 @@
 """Rows: what the frozen first part of a network gives of each image, kept by the sample's number.
 
-`rows.bin` holds a row a sample, float32 and little-endian, which holds what bf16 gives exactly, too; `rows.crc` a CRC-32
-of each, 0 where there is none. A row is written before its CRC-32, so that whatever a kill, a full disk or another
-writer leaves half done differs from it, and is computed again. Rows that are not there take no room. `store.json` says
-of which images, views and weights they are.
+`rows.bin` holds a row a sample, little-endian float32, which holds exactly what bf16 gives, too; `rows.crc` a CRC-32 of
+each, 0 where there is none. A row is written before its CRC-32, so that whatever a kill, a full disk or another writer
+leaves half done differs from it, and is computed again. Rows that are not there take no room. `store.json` says of
+which images, views and weights they are.
 
 Shapes: B images of one virtual rank, ... of one row.
 """
 
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,8 @@ BLOCK: Final = 512  # bytes of what a file system counts
 FLOAT, CRC = np.dtype("<f4"), np.dtype("<u4")
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """The rows in a folder.  It holds nothing open: workers, processes and runs read and write side by side."""
 
     folder: Path
@@ -47,6 +49,10 @@ class Rows(NamedTuple):
         """How many rows are there."""
         return int(np.count_nonzero(np.fromfile(self._crcs, CRC)))
 
+    def said(self, samples: int) -> str:
+        """Return how much is kept of so many samples, in words."""
+        return f"{self.folder}: {self.bytes / 1e3:,.1f} kB an image, {samples * self.bytes / 1e6:,.1f} MB of all"
+
     def missing_bytes(self, samples: int) -> int:
         """Bytes that rows of so many samples will take beside those that lie there."""
         there = self._rows.stat().st_blocks * BLOCK if self._rows.exists() else 0
@@ -61,9 +67,9 @@ class Rows(NamedTuple):
         try:
             with open(self._rows, "rb") as held, open(self._crcs, "rb") as marks:
                 for place, sample in enumerate(samples.tolist()):
-                    os.preadv(marks.fileno(), [crcs[place : place + 1]], sample * CRC.itemsize)
+                    os.preadv(marks.fileno(), [crcs[place : place + 1].data], sample * CRC.itemsize)
                     if crcs[place]:
-                        os.preadv(held.fileno(), [rows[place]], sample * self.bytes)
+                        os.preadv(held.fileno(), [rows[place].data], sample * self.bytes)
         except OSError as error:
             raise StoreError(
                 f"{self.folder}: cannot be read ({error.strerror}). Mend it and start the same command again, or go on "

@@ -214,7 +214,11 @@ class Events:
         self.log.trace(batch, self.run.job.index)
         self.tally.note(batch)
         self._quarantine.note(batch.unusable)
-        if images is not None and batch.step == self.run.first_step and batch.virtual_rank == self.run.job.virtual_ranks[0]:
+        if (
+            images is not None
+            and batch.step == self.run.first_step
+            and batch.virtual_rank == self.run.job.virtual_ranks[0]
+        ):
             self._show(batch, images)
 
     def lap(self, part: str) -> None:

@@ -222,6 +222,7 @@ def _one_step(
         micro_batch=passes,
         feed=Feed(iter(batches)),
         teacher=teacher if taught else None,
+        prefix=None,
         class_weights=None,
         norms=BatchNorms(net),
         first_step=0,
