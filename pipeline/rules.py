@@ -255,8 +255,7 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
     if recipe.finetune.cache:
         yield Problem(
             "finetune.cache",
-            f"--finetune.cache: under {engine} no process holds the weights whole that it would be computed with. Take "
-            f"DDP, or leave it out.",
+            f"--finetune.cache is for one process or DDP, not for {engine}: it computes with weights that are whole.",
         )
     if recipe.compute.compile == "on" and engine == "zero3":
         yield Problem(

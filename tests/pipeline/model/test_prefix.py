@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline.config import Augment, Compute, Finetune, Mix, Model, Recipe
 from pipeline.data.batch import TrainingBatches
+from pipeline.data.rows import Rows
 from pipeline.errors import StoreError
 from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, TRAINING, Job, resolve
@@ -20,7 +21,7 @@ from pipeline.model.build import build_student, on_meta
 from pipeline.model.prefix import cut_of, prefix, prefix_sha256
 from pipeline.model.student import Student
 from pipeline.request import Request
-from pipeline.rules import recipe_problems
+from pipeline.rules import recipe_problems, split_problems
 from pipeline.session.events import Events
 from shards.dataset import Dataset
 from shards.errors import BadRequest, SampleError
@@ -79,7 +80,7 @@ def vit(name: str, **options: Any) -> Model:
         (of(net("resnet18"), strategy="linear"), "fc"),
         (of(net("resnet18"), strategy="linear", head_norm=True), "fc"),
         (of(net("resnet20_cifar"), strategy="linear"), "linear"),
-        pytest.param(of(net("vgg11_bn", dropout=0.5), strategy="classifier"), "pre_logits", marks=pytest.mark.slow),
+        pytest.param(of(net("vgg11_bn", dropout=0.5), strategy="linear"), "head", marks=pytest.mark.slow),
         (of(net("convnext_atto", drop_path=0.1), strategy="linear"), "head"),
         (of(net("torchvision:alexnet", dropout=0.5, img_size=64), strategy="linear"), "classifier"),
         (of(net("torchvision:resnet18"), strategy="classifier"), "fc"),
@@ -111,6 +112,13 @@ def test_what_follows_the_cut_gives_the_networks_own_logits_and_gradients_to_the
     assert torch.equal(whole, cached)
     assert of_whole.keys() == of_cached.keys()
     assert all(torch.equal(of_whole[name], of_cached[name]) for name in of_whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [("vgg11_bn", ("pre_logits", "head")), ("torchvision:vgg11_bn", ("classifier",))]
+)
+def test_all_layers_of_the_head_of_a_vgg_follow_the_cut(name: str, suffix: tuple[str, ...]) -> None:
+    assert cut_of(on_meta(of(net(name, dropout=0.5), strategy="classifier")), 32).suffix == suffix
 
 
 @pytest.mark.parametrize(
@@ -166,8 +174,15 @@ def cached(folder: Path, recipe: Recipe = FIXED, **finetune: Any) -> Recipe:
 @pytest.mark.parametrize("engine", ["fsdp2", "zero1", "zero3"])
 def test_engines_that_divide_weights_are_refused(dataset: Dataset, tmp_path: Path, engine: Any) -> None:
     request = Request(recipe=cached(tmp_path), data=str(dataset.folder), output=str(tmp_path / "run"))
-    with pytest.raises(BadRequest, match=rf"--finetune.cache: under {engine} no process .* Take DDP"):
+    with pytest.raises(BadRequest, match=rf"--finetune.cache is for one process or DDP, not for {engine}"):
         resolve(request, REHEARSAL, Hosting(engine=engine))
+
+
+def test_labels_that_come_with_the_shards_are_refused(dataset: Dataset, tmp_path: Path) -> None:
+    remote = replace(dataset, splits={"train": replace(dataset.splits["train"], known=None)})
+    (problem,) = split_problems(cached(tmp_path), remote)
+    assert problem.sentence.startswith("--finetune.cache goes by the labels of all images, and those of")
+    assert not list(split_problems(FIXED, remote))
 
 
 def job_of(dataset: Dataset, tmp_path: Path, **finetune: Any) -> Job:
@@ -320,11 +335,12 @@ FLAGS = ("--augment.crop", "whole", "--augment.flip", 0, "--augment.rand-ops", 0
 def test_three_processes_with_loader_workers_fill_and_read_the_same_cache(
     dataset: Dataset, runs: Path, tmp_path: Path
 ) -> None:
-    for name in ("filling", "filled"):
-        run(SCRIPT, "--data", dataset.folder, "--output", tmp_path / name, *FLAGS, "--max-steps", STEPS,
-            "--finetune.cache", tmp_path / "cache", processes=3)  # fmt: skip
-        compare(runs / "plain", tmp_path / name)
-    assert sha256(tmp_path / "filling") == sha256(tmp_path / "filled")
+    run(SCRIPT, "--data", dataset.folder, "--output", tmp_path / "run", *FLAGS, "--max-steps", STEPS,
+        "--finetune.cache", tmp_path / "cache", processes=3)  # fmt: skip
+    compare(runs / "plain", tmp_path / "run")
+    rows, of_one = (Rows(folder / "cache/blocks.1", (5, 32)) for folder in (tmp_path, runs))
+    assert rows.count == 70
+    np.testing.assert_allclose(*(of.read(np.arange(70))[0] for of in (rows, of_one)), atol=1e-5)
 
 
 @pytest.mark.slow
