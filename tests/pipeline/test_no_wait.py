@@ -129,7 +129,7 @@ class Sending(Events):
         self._sent: Any = []
         self.stepped = False
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
         assert images.device == CUDA
 
     def lap(self, part: str) -> None:
