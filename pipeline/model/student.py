@@ -155,5 +155,6 @@ class Student(nn.Module):
             ):
                 dropout.keys = own
         if self.cut:
-            return suffix(self.net, images, self.cut)[None]
+            # one layout, and so the same kernels, whether a row was computed or read
+            return suffix(self.net, images.contiguous(), self.cut)[None]
         return heads(self.net, images.contiguous(memory_format=self.layout))
