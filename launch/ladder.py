@@ -18,6 +18,7 @@ from pipeline.config import Recipe
 from pipeline.folder import Summary
 from pipeline.job import TRAINING, Job, resolve
 from pipeline.request import OWN_FLAGS, Request
+from pipeline.rules import has_frozen_prefix
 from pipeline.session.session import DONE, run_job
 from shards.errors import BadRequest, Problem, harmless
 from shards.files import read_json, write_json
@@ -81,6 +82,9 @@ def climb(request: Request, strategies: tuple[str, ...], seeds: tuple[int, ...] 
         found.append(Problem("data", f"{request.data} has no split `val` or `test` to compare on."))
     if found:
         raise BadRequest(found)
+    whole = [strategy for strategy in jobs if not has_frozen_prefix(strategy)]
+    if request.recipe.finetune.cache and whole:
+        print(harmless(f"{', '.join(whole)}: without --finetune.cache, as no first part of the network stays as it is"))
     for job in chain.from_iterable(jobs.values()):
         code = run_job(job)
         if code != DONE:
@@ -112,9 +116,14 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def on_rung(recipe: Recipe, strategy: str) -> Recipe:
-    """Return the recipe with a strategy; gradual trains the head alone for half of the epochs, if nothing is said."""
+    """Return the recipe with a strategy; gradual trains the head alone for half of the epochs, if nothing is said.
+
+    Where a strategy leaves no first part as it is, nothing of it is cached.
+    """
     head_epochs = (recipe.finetune.head_epochs or recipe.epochs / 2) if strategy == "gradual" else 0.0
-    return replace(recipe, finetune=replace(recipe.finetune, strategy=strategy, head_epochs=head_epochs))
+    cache = recipe.finetune.cache if has_frozen_prefix(strategy) else ""
+    finetune = replace(recipe.finetune, strategy=strategy, head_epochs=head_epochs, cache=cache)
+    return replace(recipe, finetune=finetune)
 
 
 def show(rungs: Sequence[Rung], folder: Path) -> None:

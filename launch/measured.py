@@ -130,6 +130,7 @@ def alone(recipe: Recipe, precision: Precision) -> Recipe:
         precision=precision,
         model=recipe.model.from_scratch,
         distill=Distill(),
+        finetune=replace(recipe.finetune, cache=""),
         data=replace(recipe.data, subset=0),
         checkpoint=replace(recipe.checkpoint, every_steps=0, every_minutes=0.0),
         eval=replace(recipe.eval, every_epochs=0),

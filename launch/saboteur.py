@@ -42,7 +42,7 @@ def in_a_step(step: int, harm: Callable[[RunFolder], None]) -> Parts:
     """Return parts that do harm in the last process, as it is about to compute a step."""
 
     class Harmed(Events):
-        def after_batch(self, batch: Batch, images: Tensor) -> None:
+        def after_batch(self, batch: Batch, images: Tensor | None) -> None:
             super().after_batch(batch, images)
             hosting = self.run.job.hosting
             if batch.step == step and hosting.process == hosting.processes - 1:

@@ -3,7 +3,7 @@
 VitrailError (`shards/errors.py`)
 ├── CheckpointError   no checkpoint fits, or the one named is torn
 ├── LoaderError       the loader's workers cannot go on: killed, blocked, out of shared memory
-├── StoreError        a store of teacher outputs is torn, or of other views
+├── StoreError        a store of outputs, a teacher's or a frozen prefix's, is torn, full, or of other views
 └── TrainingError     the run cannot go on: a non-finite loss, too many unusable samples
 """
 
@@ -19,7 +19,7 @@ class LoaderError(VitrailError):
 
 
 class StoreError(VitrailError):
-    """A store of teacher outputs is torn, or holds something else."""
+    """A store of outputs is torn, takes nothing, or holds something else."""
 
 
 class TrainingError(VitrailError):

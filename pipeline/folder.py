@@ -155,7 +155,7 @@ class RunFolder:
     @property
     def existing(self) -> Path:
         """The folder, or the nearest above it that there is."""
-        return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        return existing(self.path)
 
     def strangers(self) -> list[str]:
         """Return the names of what lies in the folder, where none of it is a run's; a log of its start may be there."""
@@ -302,6 +302,11 @@ class RunFolder:
             raise gone(self.sessions)
         *before, last = sessions
         write_lines(self.sessions, [*before, {**last, "to_step": to_step, "ended": ended}])
+
+
+def existing(path: Path) -> Path:
+    """Return a path, or the nearest above it that there is."""
+    return next(path for path in (path, *path.absolute().parents) if path.exists())
 
 
 def gone(path: Path) -> OSError:

@@ -21,21 +21,23 @@ from pipeline import checkpoint
 from pipeline.config import Model, Recipe, identity
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory, shared_memory
 from pipeline.data.order import Order, order_of
+from pipeline.data.rows import ROWS, Rows
 from pipeline.data.version import views_version
 from pipeline.devices import compiles, current, pins
 from pipeline.errors import StoreError
 from pipeline.fingerprints import CLASSES, DATA, START, TEACHER, VIEWS, json_sha256, unchanged_sha256
-from pipeline.folder import RunFolder
+from pipeline.folder import RunFolder, existing
 from pipeline.hosting import Hosting, hosting_of_launch
 from pipeline.model import torchvision_nets
 from pipeline.model.batch_norm import BatchNorms
 from pipeline.model.build import check_start, on_meta, unknown_model
 from pipeline.model.finetune import parameters_by_part, rate_scales
+from pipeline.model.prefix import WEIGHTS, Cut, cut_of, prefix_fingerprint
 from pipeline.model.start import Trained, normalised, said_of_input, trained_with
 from pipeline.model.weights_file import file_of
 from pipeline.request import Request
 from pipeline.rules import data_problems, hosting_problems, label_problems, recipe_problems, split_problems
-from pipeline.teacher.store import differences, store_fingerprint
+from pipeline.teacher.store import OUTPUTS, store_fingerprint
 from pipeline.teacher.teacher import check_teacher, weights_file
 from pipeline.trackers import missing_trackers
 from pipeline.update.optimizer import numbers_kept, optimizer_problems
@@ -94,6 +96,7 @@ class Job:
     start: str = ""  # what is found in the weights that the model starts from, in words
     taught_by: str = ""  # the same of the teacher's
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
+    cut: Cut | None = None  # where what the frozen part of the model gives is cached
 
     @property
     def index(self) -> Index:
@@ -153,6 +156,16 @@ class Job:
         return store_fingerprint(self.recipe, self.fingerprints)
 
     @property
+    def rows(self) -> Rows | None:
+        """What the frozen part of the model gives of each image, if it is cached: in files by where that part ends."""
+        return Rows(Path(self.recipe.finetune.cache) / self.cut.at, self.cut.shape) if self.cut else None
+
+    @property
+    def prefix_fingerprint(self) -> dict[str, Any]:
+        """What these rows depend on, but for the weights that they are computed with."""
+        return prefix_fingerprint(self.recipe, self.fingerprints, self.hosting.precision)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Bytes of one checkpoint, at most."""
         tensors = 1 + len(self.recipe.ema.decays) + numbers_kept(self.recipe.optim)
@@ -170,9 +183,10 @@ class Job:
         if self.dataset:
             split = self.dataset.evaluation_split()
             held_out = len(self.dataset.splits[split]) if split else 0
+        row = self.cut.shape if self.cut else None
         # a step holds the batches of all its virtual ranks; pinning moves each out of shared memory
         in_use = 1 if pins(current()) else max(self.hosting.shares(self.recipe.virtual_ranks))
-        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out, in_use)
+        return self.hosting.local_processes * shared_memory(self.recipe, workers, held_out, in_use, row)
 
     @property
     def virtual_ranks(self) -> range:
@@ -226,7 +240,7 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         found += optimizer_problems(recipe.optim)
         found += data_problems(recipe, job.dataset) if job.dataset and need.train else []
         try:
-            job = _with_model(job, found)
+            job = _with_model(job, need, found)
             if job.parameters and need.start and not (need.train and _goes_on(job)):
                 job = replace(job, start=_start(job, request.recipe.model, trained))
         except BadRequest as error:
@@ -248,6 +262,8 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         job = replace(job, fingerprints=_fingerprints(job, need))
         if need.store and recipe.distill.store and hosting.main:
             found += _store_problems(job)
+        if need.store and hosting.main:
+            found += _rows_problems(job)
     if found:
         raise BadRequest(found)
     return job
@@ -325,7 +341,7 @@ def _start(job: Job, asked: Model, trained: Trained) -> str:
     return "; ".join([found, *said_of_input(asked, trained)])
 
 
-def _with_model(job: Job, found: list[Problem]) -> Job:
+def _with_model(job: Job, need: Need, found: list[Problem]) -> Job:
     """Return the job with what is known of its model once that is built; as it is, where the model's fields are wrong.
 
     Raises BadRequest where it cannot be built, or does not go with what else is asked for.
@@ -352,7 +368,13 @@ def _with_model(job: Job, found: list[Problem]) -> Job:
             f"--micro-batch {recipe.micro_batch}: {recipe.model.name} has batch norm, which is over a virtual "
             f"rank's images; for smaller ones take more --virtual-ranks.",
         )
-    return replace(job, parameters=parameters_by_part(net), batch_norm=batch_norm, blocks=hasattr(net, "blocks"))
+    return replace(
+        job,
+        parameters=parameters_by_part(net),
+        batch_norm=batch_norm,
+        blocks=hasattr(net, "blocks"),
+        cut=cut_of(net, recipe.model.img_size) if recipe.finetune.cache and need.train else None,
+    )
 
 
 def _compiled(job: Job, device: torch.device) -> bool:
@@ -379,9 +401,28 @@ def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:
 
 def _store_problems(job: Job) -> list[Problem]:
     try:
-        return differences(Path(job.recipe.distill.store), job.store_fingerprint)
+        return OUTPUTS.differences(Path(job.recipe.distill.store), job.store_fingerprint)
     except StoreError as error:
         return [Problem("distill.store", f"--distill.store {error}")]
+
+
+def _rows_problems(job: Job) -> Iterator[Problem]:
+    """Yield what is wrong with the cache of what the model's frozen part gives: it is of others, or has no room."""
+    rows = job.rows
+    if not rows:
+        return
+    try:
+        yield from ROWS.differences(rows.folder, job.prefix_fingerprint, unknown=[WEIGHTS])
+    except StoreError as error:
+        yield Problem("finetune.cache", f"--finetune.cache {error}")
+        return
+    free, needed = shutil.disk_usage(existing(rows.folder)).free, rows.missing_bytes(job.order.num_samples)
+    if free < needed:
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache {rows.folder}: {free / 1e6:,.0f} MB are free, what the frozen part gives of "
+            f"{job.order.num_samples:,} images needs {needed / 1e6:,.0f} MB more.",
+        )
 
 
 def _fingerprints(job: Job, need: Need) -> dict[str, str | None]:

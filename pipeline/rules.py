@@ -6,8 +6,9 @@ file can tell is found in `pipeline/job.py`.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
+from typing import Final
 
 from pipeline.config import FIELDS, LOCAL_DIR, EngineName, Recipe
 from pipeline.fields import Field, flag, flatten, written
@@ -15,6 +16,21 @@ from pipeline.trackers import unknown_trackers
 from pipeline.update.optimizer import needs_whole_parameters
 from shards.dataset import Dataset
 from shards.errors import Problem
+
+DRAWS_NOTHING: Final[Mapping[str, object]] = {  # a view is a function of its image alone, and there is one of each
+    "augment.crop": "whole",
+    "augment.flip": 0.0,
+    "augment.policy": "rand",
+    "augment.rand_ops": 0,
+    "augment.jitter": 0.0,
+    "augment.rotate": 0.0,
+    "augment.shear": 0.0,
+    "augment.erase": 0.0,
+    "mix.mixup_alpha": 0.0,
+    "mix.cutmix_alpha": 0.0,
+    "data.repeats": 1,
+    "data.balance": False,
+}
 
 
 def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -86,6 +102,7 @@ def recipe_problems(recipe: Recipe) -> Iterator[Problem]:
         )
     yield from unknown_trackers(recipe.log.trackers)
     yield from _finetune_problems(recipe)
+    yield from _cache_problems(recipe)
     yield from _distill_problems(recipe)
 
 
@@ -159,6 +176,35 @@ def _finetune_problems(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
+def has_frozen_prefix(strategy: str) -> bool:
+    """Return whether the first part of a network stays as it is under a strategy of fine-tuning."""
+    return strategy.partition("-")[0] in ("linear", "classifier", "partial")
+
+
+def _cache_problems(recipe: Recipe) -> Iterator[Problem]:
+    finetune, values = recipe.finetune, flatten(recipe)
+    if not finetune.cache:
+        return
+    if not has_frozen_prefix(finetune.strategy):
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache keeps what the first part of a network gives, which --finetune.strategy "
+            f"{finetune.strategy} does not leave as it is. It is for linear, classifier and partial-K.",
+        )
+    if recipe.distill.teacher:
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache: nothing is decoded any more that --distill.teacher {recipe.distill.teacher} could see. "
+            f"Take one of them.",
+        )
+    if drawn := [written(name, value) for name, value in DRAWS_NOTHING.items() if values[name] != value]:
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache keeps what one view of each image gives, of which nothing may be drawn. Take "
+            f"{' '.join(drawn)}",
+        )
+
+
 def _distill_problems(recipe: Recipe) -> Iterator[Problem]:
     distill, classes = recipe.distill, recipe.data.classes
     if distill.teacher.startswith(LOCAL_DIR) and distill.weights:
@@ -206,6 +252,11 @@ def hosting_problems(recipe: Recipe, processes: int, engine: EngineName) -> Iter
             f"{written(needing, getattr(recipe.optim, needing.removeprefix('optim.')))} needs each parameter "
             f"in one piece, which {engine} takes apart. Take DDP.",
         )
+    if recipe.finetune.cache:
+        yield Problem(
+            "finetune.cache",
+            f"--finetune.cache is for one process or DDP, not for {engine}: it computes with weights that are whole.",
+        )
     if recipe.compute.compile == "on" and engine == "zero3":
         yield Problem(
             "compute.compile",
@@ -240,6 +291,7 @@ def split_problems(recipe: Recipe, dataset: Dataset) -> Iterator[Problem]:
     """Yield what is wrong with looking at the training split of a data set as a recipe does."""
     by_label = ["data.balance"] if recipe.data.balance else []
     by_label += ["mix.class_weights"] if recipe.mix.class_weights == "balanced" else []
+    by_label += ["finetune.cache"] if recipe.finetune.cache else []  # reads labels without their images
     if by_label and "train" in dataset.splits and dataset.splits["train"].known is None:
         yield Problem(
             by_label[0],

@@ -19,6 +19,8 @@ from pipeline.errors import LoaderError
 from pipeline.job import Job
 from pipeline.micro_batch import MicroBatch
 from pipeline.model.batch_norm import BatchNorms
+from pipeline.model.prefix import WEIGHTS, PrefixOutputs, prefix_sha256
+from pipeline.model.student import layout_of
 from pipeline.objective import agreement, objective
 from pipeline.teacher.outputs import TeacherOutputs, open_outputs
 from pipeline.update.schedule import Schedule
@@ -28,8 +30,8 @@ from pipeline.update.weights import Weights
 class Events(Protocol):
     """What happens beside the arithmetic of a step."""
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
-        """Take note of a batch that is about to be used; `images` as the model sees them."""
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
+        """Take note of a batch that is about to be used; `images` as the model sees them, None of one of rows."""
         ...
 
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
@@ -104,6 +106,7 @@ class Run:
     micro_batch: MicroBatch  # the images of a pass
     feed: Feed  # batches
     teacher: TeacherOutputs | None
+    prefix: PrefixOutputs | None
     class_weights: Tensor | None  # [C], in the loss
     norms: BatchNorms
     first_step: int
@@ -144,13 +147,18 @@ def build(
         accelerator,
         saved if since or not saved else {**saved, "optimizer": {}},  # that of the head's phase has done its part
         head_alone=first_step < schedule.head_steps,
+        cut=job.cut,
     )
+    prefix = None
+    if job.cut and job.rows:
+        job.rows.begin(len(job.index), job.prefix_fingerprint | {WEIGHTS: prefix_sha256(weights.net, job.cut)})
+        prefix = PrefixOutputs(weights.net, job.cut, job.rows, layout_of(recipe.compute), accelerator)
     teacher = None
     if recipe.distill.teacher:
         teacher = open_outputs(recipe, job.order, job.store_fingerprint, accelerator, compiled=job.hosting.compiled)
     sampler = StepSampler(range(first_step, last_step), job.virtual_ranks, skipped_steps)
     loader = load(
-        TrainingBatches(recipe, job.index),
+        TrainingBatches(recipe, job.index, job.rows),
         sampler,
         workers=job.hosting.workers,
         pin_memory=pins(accelerator.device),
@@ -164,6 +172,7 @@ def build(
         micro_batch=micro_batch,
         feed=Feed(iter(loader) if len(sampler) else iter(())),
         teacher=teacher,
+        prefix=prefix,
         class_weights=torch.tensor(job.class_weights, device=accelerator.device) if job.class_weights else None,
         norms=BatchNorms(weights.net),
         first_step=first_step,
@@ -175,7 +184,7 @@ def build(
 class Inputs(NamedTuple):
     """What the model sees and learns of b views."""
 
-    images: Tensor  # [b, 3, S, S]
+    images: Tensor  # [b, 3, S, S]; or rows of a frozen prefix
     keys: Tensor  # int64 [b]
     targets: Tensor  # [b, classes]
     outputs: Tensor | None  # a teacher's
@@ -223,12 +232,14 @@ class StepBatches:
             self._events.lap("wait")
         batch = self._batches[turn]
         views = on_device(batch, run.device)
-        images = model_input(views, recipe.model)
+        images = views.images if batch.has_rows else model_input(views, recipe.model)
         targets = mix_labels(views.labels, views.mixing, classes=recipe.data.classes, smoothing=recipe.mix.smoothing)
         if turn == len(self._outputs):
             outputs = run.teacher.of(batch, images, run.micro_batch.size) if run.teacher else None
-            self._events.after_batch(batch, images)
+            self._events.after_batch(batch, None if batch.has_rows else images)
             self._outputs.append(outputs)
+        if run.prefix and not batch.has_rows:
+            images = run.prefix.of(batch, images, run.micro_batch.size)
         self._seen = turn, Inputs(images, views.depth_keys, targets, self._outputs[turn])
         self._events.lap("input")
         return self._seen[1]

@@ -17,8 +17,9 @@ from pipeline.config import Recipe
 from pipeline.data.augment import augment, center
 from pipeline.data.boxes import erase_box
 from pipeline.data.mix import draw_mixing
-from pipeline.data.order import order_of
+from pipeline.data.order import Views, order_of
 from pipeline.data.record import Records, eval_record, view_record
+from pipeline.data.rows import Rows
 from pipeline.randomness import Generators, Purpose, view_keys
 from shards.decode import decode
 from shards.errors import SampleError, ShardError
@@ -52,6 +53,11 @@ class Batch(NamedTuple):
     seconds: float = 0.0  # that it took to prepare
 
     @property
+    def has_rows(self) -> bool:
+        """Whether rows of a frozen prefix stand in the place of pixels: all of them were there."""
+        return "row" in (self.records.kind.names or ())
+
+    @property
     def labels(self) -> NDArray[np.int64]:
         """The labels [B]."""
         return self.records.host["label"]
@@ -78,38 +84,33 @@ class EvalBatch(NamedTuple):
 class TrainingBatches(Dataset[Batch]):
     """Batches of a training split by (step, virtual rank)."""
 
-    def __init__(self, recipe: Recipe, index: Index) -> None:
+    def __init__(self, recipe: Recipe, index: Index, rows: Rows | None = None) -> None:
         self.recipe = recipe
         self.index = index
+        self.rows = rows  # of a frozen prefix: a batch of which all are there is neither read nor decoded
         self.order = order_of(recipe, index.shard_sizes, index.known_labels)
         self.reader = Reader(index)
         self._generators = Generators(recipe.seed)
         self._reasons: dict[int, str] = {}  # why samples are unusable, of those that were met: tried once, named once
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
-        """Read, decode once a sample, and augment once a view: what a virtual rank sees at a step."""
+        """Return what a virtual rank sees at a step: views that are made of images, or rows that are there."""
         started = time.perf_counter()
         step, virtual_rank = item
         recipe, size = self.recipe, self.recipe.model.img_size
-        order_step, epoch, samples, copies = self.order.views(step, virtual_rank)
-        if self.index.cache:
-            self.reader.expect(virtual_rank, self.order.shards_ahead(step, virtual_rank, recipe.epochs))
-        records = Records.room(len(samples), view_record(size))
+        seen = self.order.views(step, virtual_rank)
+        order_step, epoch, samples, copies = seen
+        kept = self._kept(samples)
+        records = Records.room(len(samples), view_record(size, None if kept is None else kept.shape[1:]))
         views = records.host
-        pixels, labels, boxes = views["pixels"], views["label"], views["erased"]
         views["key"] = view_keys(recipe.seed, epoch, samples, copies)
         views["depth_key"] = view_keys(recipe.seed, step // self.order.steps_per_epoch, samples, copies)
         unusable: list[Unusable] = []
-        last = None
-        for slot, (sample, copy) in enumerate(zip(samples.tolist(), copies.tolist(), strict=True)):
-            if sample != last:  # the copies of a sample are neighbours: one read and one decode for all
-                image, label = self._load(sample, self.order.others(step, virtual_rank, slot), unusable)
-                last = sample
-            pixels[slot] = self.view(image, sample, epoch, copy)
-            labels[slot] = label
-            if recipe.augment.erase:
-                rng = self._generators.at(Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
-                boxes[slot] = erase_box(size, recipe.augment.erase, rng)
+        if kept is None:
+            self._make(views, seen, step, virtual_rank, unusable)
+        else:
+            views["row"] = kept
+            views["label"] = [label_of(self.index, sample, recipe.data.classes) for sample in samples.tolist()]
         views["lam"], views["cut"], views["partner"] = draw_mixing(
             recipe.mix,
             seed=recipe.seed,
@@ -129,6 +130,36 @@ class TrainingBatches(Dataset[Batch]):
             replaced=any(sample in self._reasons for sample in samples.tolist()),
             seconds=time.perf_counter() - started,
         )
+
+    def _kept(self, samples: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """Return the rows of samples, where all of them are there."""
+        if self.rows is None:
+            return None
+        rows, there = self.rows.read(samples)
+        return rows if there.all() else None
+
+    def _make(
+        self, views: NDArray[np.void], seen: Views, step: int, virtual_rank: int, unusable: list[Unusable]
+    ) -> None:
+        """Read, decode once a sample, and augment once a view, into the records of what a virtual rank sees at a step.
+
+        What is not usable is added to `unusable` where it is met first.
+        """
+        recipe, size = self.recipe, self.recipe.model.img_size
+        _, epoch, samples, copies = seen
+        if self.index.cache:
+            self.reader.expect(virtual_rank, self.order.shards_ahead(step, virtual_rank, recipe.epochs))
+        pixels, labels, boxes = views["pixels"], views["label"], views["erased"]
+        last = None
+        for slot, (sample, copy) in enumerate(zip(samples.tolist(), copies.tolist(), strict=True)):
+            if sample != last:  # the copies of a sample are neighbours: one read and one decode for all
+                image, label = self._load(sample, self.order.others(step, virtual_rank, slot), unusable)
+                last = sample
+            pixels[slot] = self.view(image, sample, epoch, copy)
+            labels[slot] = label
+            if recipe.augment.erase:
+                rng = self._generators.at(Purpose.ERASE, epoch=epoch, sample=sample, copy=copy)
+                boxes[slot] = erase_box(size, recipe.augment.erase, rng)
 
     def view(
         self, image: NDArray[np.uint8], sample: int, epoch: int, copy: int, done: list[str] | None = None

@@ -22,7 +22,7 @@ from pipeline.randomness import Purpose
 class Views(NamedTuple):
     """The views of a batch on the device, and what goes with them."""
 
-    images: Tensor  # uint8 [B, S, S, 3]
+    images: Tensor  # uint8 [B, S, S, 3]; or the rows of a frozen prefix, float32 [B, ...]
     labels: Tensor  # int64 [B]
     keys: Tensor  # int64 [B], of erasing noise
     depth_keys: Tensor  # int64 [B], of stochastic depth and dropout
@@ -35,7 +35,7 @@ def on_device(batch: Batch, device: torch.device) -> Views:
     host, records = batch.records.host, batch.records.to(device)
     mixed = (host["lam"] < 1).any()
     return Views(
-        images=records.field("pixels"),
+        images=records.field("row" if batch.has_rows else "pixels"),
         labels=records.field("label"),
         keys=records.field("key"),
         depth_keys=records.field("depth_key"),

@@ -276,17 +276,18 @@ def file_read(process: int) -> str:
     return file if file.startswith("/") else ""
 
 
-def shared_memory(recipe: Recipe, workers: int, held_out: int, in_use: int) -> int:
+def shared_memory(recipe: Recipe, workers: int, held_out: int, in_use: int, row: tuple[int, ...] | None = None) -> int:
     """Return the bytes of shared memory that a process with so many loader workers takes at most.
 
     Those are the batches prepared ahead and those in use: of training so many, and of evaluation, where images are
-    held out, one.
+    held out, one. `row` is the shape of a row of a frozen prefix, where there are some (`pipeline/data/rows.py`).
     """
     if not workers:
         return 0
     ahead, size = workers * LOOK_AHEAD, recipe.model.img_size
     views, images = (ahead + in_use) * recipe.rank_batch, min((ahead + 1) * recipe.eval.batch, held_out)
-    return views * view_record(size).itemsize + images * eval_record(size).itemsize
+    record = max(view_record(size).itemsize, view_record(size, row).itemsize)
+    return views * record + images * eval_record(size).itemsize
 
 
 def free_shared_memory() -> int | None:

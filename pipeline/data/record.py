@@ -20,13 +20,17 @@ SHARED_MEMORY_REMEDY: Final = (
     "Take fewer --data.workers (0 needs none), or give more: docker run --shm-size or --ipc=host; ulimit -n for more "
     "open files."
 )
+Item = tuple[str, type, tuple[int, ...]]  # name, type and shape of a field
 TYPES: Final = {np.dtype(np.int64): torch.int64, np.dtype(np.float32): torch.float32, np.dtype(np.uint8): torch.uint8}
 
 
-def view_record(size: int) -> np.dtype[np.void]:
-    """Return what a record of a view holds, of S pixels a side (`pipeline/data/batch.py`)."""
+def view_record(size: int, row: tuple[int, ...] | None = None) -> np.dtype[np.void]:
+    """Return what a record of a view holds, of S pixels a side (`pipeline/data/batch.py`).
+
+    With the shape of a row (`pipeline/data/rows.py`), that stands in the place of the pixels.
+    """
     return _record(
-        size,
+        ("row", np.float32, row) if row else pixels_of(size),
         label=(np.int64, ()),
         key=(np.int64, ()),  # the device draws erasing noise from it
         depth_key=(np.int64, ()),  # the same of the true epoch: stochastic depth goes on in a cyclic order
@@ -39,13 +43,17 @@ def view_record(size: int) -> np.dtype[np.void]:
 
 def eval_record(size: int) -> np.dtype[np.void]:
     """Return what a record of an image that is evaluated holds, of S pixels a side."""
-    return _record(size, label=(np.int64, ()), sample=(np.int64, ()))
+    return _record(pixels_of(size), label=(np.int64, ()), sample=(np.int64, ()))
 
 
-def _record(size: int, **fields: tuple[type, tuple[int, ...]]) -> np.dtype[np.void]:
-    pixels = ("pixels", np.uint8, (size, size, 3))
+def pixels_of(size: int) -> Item:
+    """Return what a record holds of an image, of S pixels a side."""
+    return ("pixels", np.uint8, (size, size, 3))
+
+
+def _record(image: Item, **fields: tuple[type, tuple[int, ...]]) -> np.dtype[np.void]:
     # aligned, and padded to as much: torch takes no views of numbers that lie across words
-    return np.dtype([*((name, *kind) for name, kind in fields.items()), pixels], align=True)
+    return np.dtype([*((name, *kind) for name, kind in fields.items()), image], align=True)
 
 
 class Records(NamedTuple):

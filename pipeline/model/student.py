@@ -15,6 +15,7 @@ from torchvision.ops import StochasticDepth
 from pipeline.config import Compute
 from pipeline.device_randomness import derived_keys, kept_of, uniforms
 from pipeline.model.finetune import frozen_modules
+from pipeline.model.prefix import Cut, suffix
 from pipeline.randomness import Purpose
 
 
@@ -103,16 +104,23 @@ def keyed(module: nn.Module) -> nn.Module | None:
     return None
 
 
+def layout_of(compute: Compute) -> torch.memory_format:
+    """Return the memory layout that images pass in."""
+    return torch.channels_last if compute.channels_last else torch.contiguous_format
+
+
 class Student(nn.Module):
     """A model whose stochastic depth and dropout are drawn by view key, computed as asked."""
 
     drop_rates: Tensor  # [D]
 
-    def __init__(self, net: nn.Module, compute: Compute | None = None, *, compiled: bool = False) -> None:
+    def __init__(
+        self, net: nn.Module, compute: Compute | None = None, *, compiled: bool = False, cut: Cut | None = None
+    ) -> None:
         super().__init__()
-        compute = compute or Compute()
         self.net = net
-        self.layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+        self.cut = cut  # where there is one, it takes rows of the prefix instead of images
+        self.layout = layout_of(compute or Compute())
         for name, module in list(net.named_modules()):
             if instead := keyed(module):
                 parent, _, child = name.rpartition(".")
@@ -133,7 +141,10 @@ class Student(nn.Module):
         return self
 
     def forward(self, images: Tensor, keys: Tensor) -> Tensor:
-        """Return the logits [H, B, C] of normalised images [B, 3, S, S] whose views have the keys int64 [B]."""
+        """Return the logits [H, B, C] of normalised images [B, 3, S, S] whose views have the keys int64 [B].
+
+        Of a network that is cut in two `images` are rows [B, ...] (`pipeline/model/prefix.py`).
+        """
         if self.drop_paths:
             kept = uniforms(keys, Purpose.DROP_PATH, len(self.drop_paths)) >= self.drop_rates  # [B, D]
             for module, scale in zip(self.drop_paths, (kept / (1 - self.drop_rates)).unbind(1), strict=True):
@@ -143,4 +154,7 @@ class Student(nn.Module):
                 self.dropouts, derived_keys(keys, Purpose.DROPOUT, len(self.dropouts)).unbind(1), strict=True
             ):
                 dropout.keys = own
+        if self.cut:
+            # one layout, and so the same kernels, whether a row was computed or read
+            return suffix(self.net, images.contiguous(), self.cut)[None]
         return heads(self.net, images.contiguous(memory_format=self.layout))

@@ -206,12 +206,19 @@ class Events:
         views = (self._mark_step - self.run.first_step) * self.recipe.batch
         return views / self._training_seconds if self._training_seconds else 0.0
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
-        """Trace and count the views, note what could not be used, and show the session's first batch."""
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
+        """Trace and count the views, note what could not be used, and show the session's first batch, if it has pixels.
+
+        One of rows has none (`pipeline/data/rows.py`).
+        """
         self.log.trace(batch, self.run.job.index)
         self.tally.note(batch)
         self._quarantine.note(batch.unusable)
-        if batch.step == self.run.first_step and batch.virtual_rank == self.run.job.virtual_ranks[0]:
+        if (
+            images is not None
+            and batch.step == self.run.first_step
+            and batch.virtual_rank == self.run.job.virtual_ranks[0]
+        ):
             self._show(batch, images)
 
     def lap(self, part: str) -> None:

@@ -67,7 +67,8 @@ def rehearse(job: Job) -> int:
                                            for name, index in dataset.splits.items()})  # fmt: skip
         if lacks_weights(recipe.distill):
             recipe = replace(recipe, distill=replace(recipe.distill, weights=str(scratch / "teacher.safetensors")))
-        small = replace(job, recipe=recipe, data=job.data or "made-up images", dataset=dataset, folder=folder)
+        data = job.data or "made-up images"
+        small = replace(job, recipe=recipe, data=data, dataset=dataset, folder=folder, cut=None)
         if main:
             says = f"{recipe.name}: rehearsing {STEPS} steps of {recipe.batch} images on {small.data} ..."
             print(harmless(says), flush=True)
@@ -137,6 +138,7 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         data=replace(recipe.data, subset=0, balance=False),
         mix=replace(recipe.mix, class_weights=()),
         distill=replace(recipe.distill, store=""),
+        finetune=replace(recipe.finetune, cache=""),
         eval=replace(recipe.eval, every_epochs=0, every_steps=0, batch=EVALUATED),
         checkpoint=replace(recipe.checkpoint, best="none"),
         log=Log(every_steps=1),
@@ -216,6 +218,7 @@ def report(job: Job, small: Job, prepared: float) -> float:
         ("starts from", job.start or "weights drawn from the seed"),
         ("trained", trained_parts(job)),
         ("teacher", recipe.distill.teacher or "none"),
+        *([("cache", f"{job.rows.said(order.num_samples)}; the speed is without it")] if job.rows else []),
         ("forward pass of one image", f"{flops / 1e9:.2f} GFLOPs ({flops / 2e9:.2f} G multiply-adds)"),
         (
             "rehearsed",

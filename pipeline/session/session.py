@@ -347,6 +347,11 @@ def introduction(job: Job, run: Run, *, resumed: bool) -> str:
             *([f"weights   {job.start}"] if job.start and not resumed else []),
             *([f"teacher   {taught}"] if distill.teacher else []),
             *([f"trained   {trained_parts(job)}"] if recipe.finetune.strategy != "full" else []),
+            *(
+                [f"cache     {job.rows.said(order.num_samples)}; {job.rows.count:,} images are there"]
+                if job.rows
+                else []
+            ),
             *([stream(job, run.first_step)] if job.index.cache else []),
             f"output    {job.folder}" + (f", going on after step {run.first_step}" if resumed else ""),
         ]

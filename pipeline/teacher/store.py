@@ -14,67 +14,25 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, TypedDict
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import FIELDS, Recipe, view_fields
+from pipeline.config import Recipe, view_fields
 from pipeline.data.order import Order
 from pipeline.errors import StoreError
-from pipeline.fields import differing, flag
 from pipeline.fingerprints import DATA, TEACHER, VIEWS
-from shards.errors import DamagedFile, Problem
-from shards.files import read_json, sync_folder, write_json
+from pipeline.store_head import StoreKind
+from shards.files import sync_folder
 
-FORMAT_VERSION: Final = 2  # 1 knew nothing of what makes a view
+OUTPUTS: Final = StoreKind("distill.store", "teacher outputs", version=2)  # 1 knew nothing of what makes a view
 CRC_BYTES: Final = 4
-HEAD: Final = "store.json"  # says which views and which teacher the outputs belong to
-
-
-class StoreHead(TypedDict):
-    """store.json."""
-
-    format_version: int
-    fingerprint: dict[str, Any]
 
 
 def store_fingerprint(recipe: Recipe, fingerprints: Mapping[str, str | None]) -> dict[str, Any]:
     """Return what a teacher's outputs depend on: fields of the recipe, data, views and teacher."""
     return {**view_fields(recipe), **{name: fingerprints[name] for name in (DATA, VIEWS, TEACHER)}}
-
-
-def differences(folder: Path, wanted: dict[str, Any]) -> list[Problem]:
-    """Return how a store differs from what is wanted; an empty list for a new one.
-
-    Raises StoreError if the folder holds something else.
-    """
-    # what lies there is listed before the head is looked for: another job may begin the store meanwhile, head first
-    strange = folder.exists() and (
-        not folder.is_dir() or any(not path.name.startswith(f".{HEAD}.") for path in folder.iterdir())
-    )
-    if not (folder / HEAD).exists():
-        if strange:
-            raise StoreError(f"{folder}: neither empty nor a store of teacher outputs (it has no {HEAD}).")
-        return []
-    try:
-        saved = read_json(folder / HEAD, StoreHead)
-    except (OSError, DamagedFile) as error:
-        raise StoreError(f"{error} Nobody can say what the store holds: name another folder.") from error
-    version, held = saved["format_version"], saved["fingerprint"]
-    if version != FORMAT_VERSION:
-        raise StoreError(
-            f"{folder}: filled by another version of Vitrail (format {version}; this one reads {FORMAT_VERSION}), and "
-            f"nobody can say of which views. Name another folder."
-        )
-    return [
-        Problem(
-            "distill.store",
-            f"{folder} holds outputs for {name} = {held.get(name)}, the request says {wanted.get(name)}"
-            + (f" (--{flag(name)})." if name in FIELDS else "."),
-        )
-        for name in differing(held, wanted)
-    ]
 
 
 class Store:
@@ -88,12 +46,7 @@ class Store:
         self._order = order
         self._shape = order.steps_per_epoch, order.rank_batch, width
         self._open: dict[int, _RankEpoch] = {}  # of each virtual rank, the epoch it is in
-        if not (folder / HEAD).exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / HEAD, {"format_version": FORMAT_VERSION, "fingerprint": wanted})
-        # as it is now: another job may have begun it meanwhile
-        if found := differences(folder, wanted):
-            raise StoreError("\n".join(problem.sentence for problem in found))
+        OUTPUTS.begin(folder, wanted)
 
     def read(self, order_step: int, rank: int) -> NDArray[np.uint16] | None:
         """Return the records [B, width] of a virtual rank at a step of the order, None if one is not there.

@@ -25,6 +25,7 @@ from pipeline.config import EngineName, Recipe
 from pipeline.hosting import Hosting
 from pipeline.library_internals import exchange_over_torch_alone, link_optimizer_state
 from pipeline.model.finetune import rate_scales
+from pipeline.model.prefix import Cut
 from pipeline.model.student import Student
 from pipeline.update.optimizer import (
     as_kept,
@@ -46,11 +47,13 @@ class Replicated:
         True  # all passes of a step but the last: where one fails, the others wait for nobody
     )
 
-    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, cut: Cut | None = None
+    ) -> None:
         self.net = net
         self.accelerator = accelerator
-        self._recipe = recipe
-        self.student = self._share(Student(net, recipe.compute, compiled=hosting.compiled))
+        self._recipe, self._cut = recipe, cut
+        self.student = self._share(Student(net, recipe.compute, compiled=hosting.compiled, cut=cut))
         # after the sharing, which may have put other parameters into the net
         self.optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))
         if self.passes_alone and hosting.processes > 2:
@@ -86,7 +89,8 @@ class Replicated:
     def exchange_accumulated(self, images: int) -> None:
         """Exchange gradients that were accumulated without: in a pass of so many images that adds nothing to them."""
         size = self._recipe.model.img_size
-        blank = torch.zeros(images, 3, size, size, device=self.accelerator.device)
+        shape = self._cut.shape if self._cut else (3, size, size)
+        blank = torch.zeros(images, *shape, device=self.accelerator.device)
         keys = torch.zeros(images, dtype=torch.int64, device=self.accelerator.device)
         with self.exchange(last=True):
             self.backward(self.student(blank, keys).sum() * 0.0)
@@ -195,7 +199,10 @@ class Zero(Replicated):
 
     passes_alone = False  # gradients go to who keeps them after each, in stages 2 and 3
 
-    def __init__(self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator) -> None:
+    def __init__(
+        self, net: nn.Module, recipe: Recipe, hosting: Hosting, accelerator: Accelerator, cut: Cut | None = None
+    ) -> None:
+        assert cut is None, "a cache of a frozen prefix was refused"
         if accelerator.device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         # at each step, of calls inside DeepSpeed 0.19
@@ -208,7 +215,7 @@ class Zero(Replicated):
 
         self.net = net
         self.accelerator = accelerator
-        self._recipe = recipe
+        self._recipe, self._cut = recipe, cut
         student = Student(net, recipe.compute, compiled=hosting.compiled)
         accelerator.prepare_model(student, evaluation_mode=True)  # autocast alone
         optimizer = build_optimizer(net, recipe, rate_scales(net, recipe.finetune))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pipeline.config import Recipe
 from pipeline.hosting import Hosting
 from pipeline.model.build import build_student, template
+from pipeline.model.prefix import Cut
 from pipeline.update.ema import Ema
 from pipeline.update.engine import ENGINES, Replicated
 
@@ -36,6 +37,7 @@ class Weights:
         saved: Groups | None,
         *,
         head_alone: bool,
+        cut: Cut | None = None,
     ) -> "Weights":
         """Return a recipe's weights at its start, or those that were saved."""
         net = build_student(recipe, head_alone=head_alone, start=saved is None)
@@ -43,7 +45,7 @@ class Weights:
             net.load_state_dict(saved["model"])
         net.to(accelerator.device)
         empty = template(net)
-        engine = ENGINES[hosting.engine](net, recipe, hosting, accelerator)
+        engine = ENGINES[hosting.engine](net, recipe, hosting, accelerator, cut)
         averages = {
             name: Ema(engine.local(), decay, warmup=recipe.ema.warmup) for name, decay in recipe.ema.decays.items()
         }

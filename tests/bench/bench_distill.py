@@ -39,7 +39,10 @@ class Stopwatch:
     def __init__(self) -> None:
         self.steps = 0
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
+        pass
+
+    def after_halving(self, step: int, said: str) -> None:
         pass
 
     def lap(self, part: str) -> None:

@@ -1,9 +1,10 @@
-"""What cached outputs of a frozen prefix would save of partial fine-tuning: images/s of a step, in turns: medians.
+"""What `--finetune.cache` saves of an epoch: seconds with a filled cache and without one, in turns, end to end.
 
-    python tests/bench/bench_prefix.py [BATCH [THREADS]]
+    python tests/bench/bench_prefix.py [IMAGES [THREADS]]
 
-A ViT-Ti at 224 px in fp32, with images and outputs in memory: reading a cache is not in it, and neither is decoding. A
-cache holds one view of an image: no other crop in another epoch.
+A ViT-Ti at 224 px in fp32, 256 px JPEGs, batches of 32, one process that loads its batches itself: reading, decoding or
+reading rows, forward, backward, update; no evaluation. One JSON line a strategy: medians of n rounds, after one that
+fills the cache and is not counted.
 """
 
 import json
@@ -11,87 +12,107 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.config import Finetune, Model
-from pipeline.model.build import build_model
-from pipeline.model.finetune import freeze, parameters_by_part
+from pipeline.config import Augment, Data, Ema, Finetune, Model, Optim, Recipe
+from pipeline.data.batch import Batch
+from pipeline.hosting import Hosting, build_accelerator
+from pipeline.job import FILLING, Job, resolve
+from pipeline.micro_batch import MicroBatch
+from pipeline.request import Request
+from pipeline.train import Run, build, train
+from shards.dataset import Dataset
+from shards.synthetic import make_dataset
 
 ROUNDS: Final = 5
 STRATEGIES: Final = ("linear", "partial-1", "partial-2", "partial-6")
-SIZE: Final = 224
+BATCH: Final = 32
+
+
+class Stopwatch:
+    """The events of one epoch: none but the end."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
+        pass
+
+    def after_halving(self, step: int, said: str) -> None:
+        pass
+
+    def lap(self, part: str) -> None:
+        pass
+
+    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
+        losses.sum().item()  # wait for the device
+        self.left -= 1
+        return not self.left
+
+
+def seconds_an_epoch(run: Run) -> float:
+    steps = run.schedule.steps_per_epoch
+    started = time.perf_counter()
+    train(run, Stopwatch(steps))
+    run.first_step += steps
+    return time.perf_counter() - started
+
+
+def job_of(strategy: str, cache: str, dataset: Dataset) -> Job:
+    recipe = Recipe(
+        name="prefix",
+        model=Model(name="vit_tiny_patch16_224"),
+        data=Data(classes=10, images=len(dataset.splits["train"])),
+        augment=Augment(crop="whole", flip=0.0),
+        finetune=Finetune(strategy=strategy, cache=cache),
+        optim=Optim(lr=1e-3, warmup_epochs=0.0),
+        ema=Ema(decay=0.0),
+        batch=BATCH,
+        virtual_ranks=1,
+        epochs=ROUNDS + 1,
+        precision="fp32",
+    )
+    request = Request(recipe=recipe, data=str(dataset.folder))
+    return resolve(request, FILLING, Hosting(workers=0, cores=torch.get_num_threads()))
 
 
 def main() -> None:
-    batch, threads = (int(word) for word in (*sys.argv[1:], *("32", "1")[len(sys.argv) - 1 :]))
+    images, threads = (int(word) for word in (*sys.argv[1:], *("256", "1")[len(sys.argv) - 1 :]))
     torch.set_num_threads(threads)
-    images = torch.randn(batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    for strategy in STRATEGIES:
-        net: Any = build_model(Model(name="vit_tiny_patch16_224", img_size=SIZE), 10, seed=0)
-        freeze(net, Finetune(strategy=strategy))
-        frozen = sum(not any(p.requires_grad for p in block.parameters()) for block in net.blocks)
-        with torch.inference_mode():
-            outputs = prefix(net, images, frozen)
-        arms = {
-            "whole": step(net, lambda net=net: net(images)),
-            "suffix": step(net, lambda net=net, outputs=outputs, frozen=frozen: suffix(net, outputs.clone(), frozen)),
-        }
-        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
-        for _ in range(ROUNDS + 1):
-            for arm, take in arms.items():
-                started = time.perf_counter()
-                take()
-                seconds[arm].append(time.perf_counter() - started)
-        rates = {arm: batch / statistics.median(of_arm[1:]) for arm, of_arm in seconds.items()}
-        print(
-            json.dumps(
-                {
-                    "what": f"{strategy}: {frozen} of {len(net.blocks)} blocks are frozen",
-                    "batch": batch,
-                    "threads": threads,
-                    "trained_parameters": sum(some for some, _ in parameters_by_part(net).values()),
-                    "images_per_second": {arm: round(rate, 1) for arm, rate in rates.items()},
-                    "times_as_fast": round(rates["suffix"] / rates["whole"], 2),
-                    "kB_an_image_in_fp16": round(outputs[0].numel() * 2 / 1e3, 1),
-                    "n": ROUNDS,
-                    "load": round(os.getloadavg()[0], 1),
-                    "machine": platform.processor() or platform.machine(),
-                }
+    with tempfile.TemporaryDirectory() as scratch:
+        dataset = make_dataset(Path(scratch) / "data", classes=10, size=256, samples={"train": images})
+        for strategy in STRATEGIES:
+            jobs = {"whole": job_of(strategy, "", dataset), "cached": job_of(strategy, f"{scratch}/cache", dataset)}
+            accelerator = build_accelerator(jobs["whole"].hosting, jobs["whole"].recipe.compute)
+            runs = {name: build(job, accelerator, MicroBatch(job, accelerator)) for name, job in jobs.items()}
+            rounds = [{name: seconds_an_epoch(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
+            rows = jobs["cached"].rows
+            assert rows
+            print(
+                json.dumps(
+                    {
+                        "what": f"{strategy}: cut before {rows.folder.name}",
+                        "images": images,
+                        "threads": threads,
+                        "trained_parameters": jobs["cached"].trained_parameters,
+                        "seconds_an_epoch": {
+                            name: round(statistics.median(times[name] for times in rounds), 3) for name in runs
+                        },
+                        "times_as_fast": round(statistics.median(r["whole"] / r["cached"] for r in rounds), 2),
+                        "kB_an_image": round(rows.bytes / 1e3, 1),
+                        "n": ROUNDS,
+                        "load": round(os.getloadavg()[0], 1),
+                        "machine": platform.processor() or platform.machine(),
+                    }
+                ),
+                flush=True,
             )
-        )
-
-
-def prefix(net: Any, images: Tensor, frozen: int) -> Tensor:
-    """Return what a ViT's first blocks make of images: tokens [B, N, D]."""
-    taken: list[Tensor] = []
-    after = net.norm if frozen == len(net.blocks) else net.blocks[frozen]
-    hook = after.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
-    net(images)
-    hook.remove()
-    return taken[0]
-
-
-def suffix(net: Any, tokens: Tensor, frozen: int) -> Tensor:
-    """Return the logits of a ViT whose first blocks gave these tokens."""
-    logits: Tensor = net.forward_head(net.norm(net.blocks[frozen:](tokens)))
-    return logits
-
-
-def step(net: nn.Module, forward: Callable[[], Tensor]) -> Callable[[], None]:
-    """Return what takes a training step of a network, whose forward pass is given."""
-    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad])
-
-    def take() -> None:
-        forward().logsumexp(1).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return take
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class Silent:
 
     steps = 0
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
         pass
 
     def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:

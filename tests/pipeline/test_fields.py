@@ -245,6 +245,7 @@ def test_lists_of_fields_are_derived_from_their_roles() -> None:
         ("distill.weights", FREE, False),
         ("precision", FREE, True),
         ("micro_batch", FREE, True),
+        ("finetune.cache", FREE, False),
         ("compute.compile", FREE, True),
         ("model.pretrained", RUN, False),
         ("model.depth", RUN, True),

@@ -129,7 +129,7 @@ class Sending(Events):
         self._sent: Any = []
         self.stepped = False
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
         assert images.device == CUDA
 
     def lap(self, part: str) -> None:
@@ -225,6 +225,7 @@ def _one_step(
         micro_batch=passes,
         feed=Feed(iter(batches)),
         teacher=teacher if taught else None,
+        prefix=None,
         class_weights=None,
         norms=BatchNorms(net),
         first_step=0,

@@ -73,9 +73,10 @@ def gradual(folder: str, data: str, *engines: str) -> None:
 class Poisoned(Events):
     """Gives the model NaN for images at step 9, of virtual rank 1."""
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
         super().after_batch(batch, images)
         if (batch.step, batch.virtual_rank) == (9, 1):
+            assert images is not None
             images.fill_(float("nan"))
 
 

@@ -386,7 +386,7 @@ def move_away(folder: Path) -> None:
 class RemovedByAStep(Events):
     """Has the run's folder vanish while a checkpoint may be written."""
 
-    def after_batch(self, batch: Batch, images: Tensor) -> None:
+    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
         super().after_batch(batch, images)
         if (batch.step, batch.virtual_rank) == (3, 0):
             move_away(self.log.folder.path)

@@ -28,9 +28,10 @@ def poisoned(*steps: int) -> Parts:
     """Return parts that give the model NaN for images at some steps, of virtual rank 1."""
 
     class Poisoned(Events):
-        def after_batch(self, batch: Batch, images: Tensor) -> None:
+        def after_batch(self, batch: Batch, images: Tensor | None) -> None:
             super().after_batch(batch, images)
             if batch.step in steps and batch.virtual_rank == 1:
+                assert images is not None
                 images.fill_(float("nan"))
 
     return Parts(events=Poisoned)

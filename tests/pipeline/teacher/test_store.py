@@ -20,7 +20,7 @@ from pipeline.job import FILLING, resolve
 from pipeline.request import Request
 from pipeline.session import fill
 from pipeline.teacher import outputs
-from pipeline.teacher.store import FORMAT_VERSION, Store, differences, path_of, store_fingerprint
+from pipeline.teacher.store import OUTPUTS, Store, path_of, store_fingerprint
 from pipeline.teacher.teacher import write_random_weights
 from shards.dataset import Dataset
 from shards.errors import BadRequest
@@ -119,27 +119,27 @@ def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
 def test_a_folder_with_something_else_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(StoreError, match="neither empty nor a store"):
-        differences(tmp_path, {})
+        OUTPUTS.differences(tmp_path, {})
     (tmp_path / "store.json").write_text("{")
     with pytest.raises(StoreError, match="torn or altered"):
-        differences(tmp_path, {})
+        OUTPUTS.differences(tmp_path, {})
 
 
 def test_a_store_that_another_job_begins_while_the_folder_is_looked_at_is_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".store.json.other-node.7.tmp").touch()  # half written there
-    assert differences(tmp_path, {}) == []
+    assert OUTPUTS.differences(tmp_path, {}) == []
     iterdir = Path.iterdir
 
     def begun_beside(folder: Path) -> Iterator[Path]:
-        write_json(folder / "store.json", {"format_version": FORMAT_VERSION, "fingerprint": {}})
+        write_json(folder / "store.json", {"format_version": OUTPUTS.version, "fingerprint": {}})
         (folder / "epoch-0000").mkdir()
         return iterdir(folder)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "iterdir", begun_beside)
-        assert differences(tmp_path, {}) == []
+        assert OUTPUTS.differences(tmp_path, {}) == []
 
 
 def test_a_store_that_another_job_began_meanwhile_is_not_written_into(tmp_path: Path) -> None:
