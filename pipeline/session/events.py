@@ -12,7 +12,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from threading import Thread
 from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn
@@ -431,7 +431,8 @@ class Events:
         assert self.evaluation
         assert self.run.job.dataset
         batches = EvaluationBatches(self.recipe, self.evaluation.split)
-        found = find(net, weights, answers, batches, self.run.job.dataset.classes, step, self.run.device)
+        with closing(batches.reader):  # open files and a cache's locks; loader workers would inherit them
+            found = find(net, weights, answers, batches, self.run.job.dataset.classes, step, self.run.device)
         with naming(self.log.folder.findings):
             write_findings(self.log.folder, found)
         if not (show and self.log.shows):

@@ -1,7 +1,7 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -417,7 +417,7 @@ def finish(job: Job, run: Run, events: Events) -> None:
     shown = ""
     if events.evaluation and job.dataset:
         batches = EvaluationBatches(job.recipe, events.evaluation.split)
-        with naming(folder.picture):
+        with closing(batches.reader), naming(folder.picture):
             picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
         shown = f"\npicture   {picture}"
     events.log.finished()
