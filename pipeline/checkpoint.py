@@ -103,7 +103,7 @@ def save(
     sync_folder(root)
     with atomic_write(root / "latest") as file:
         file.write(f"{final.name}\n".encode())
-    saved = checkpoints(root)
+    saved = checkpoints(root)  # of which this one is the newest: what lay beyond was left when the run went back
     spared = next((path for path in saved if spare and step_of(path) % spare == 0), None)
     for old in saved[keep:]:
         if old != spared and step_of(old) != best:
@@ -155,6 +155,11 @@ class Writer:
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first."""
     return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def beyond(root: Path, step: int) -> list[Path]:
+    """Return the checkpoint folders under `root` of more than `step` finished steps, newest first."""
+    return [path for path in checkpoints(root) if step_of(path) > step]
 
 
 def folder_of(root: Path, step: int) -> Path:

@@ -3,8 +3,9 @@
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -261,6 +262,20 @@ class RunFolder:
                     file.write(b"".join(line + b"\n" for line in lines.damaged))
                 write_lines(path, lines.good)
                 say(f"{path}: {len(lines.damaged)} lines cannot be read; set aside in {aside.name}.")
+
+    def leave(self, saved: Iterable[Path]) -> Path:
+        """Move checkpoints that the run does not go on from into a folder of their own, which is returned.
+
+        What was logged up to them is copied there: `rewind` cuts it off.
+        """
+        aside = next(path for number in count(1) if not (path := self.path / f"left-{number}").exists())
+        aside.mkdir()
+        if self.metrics.exists():
+            shutil.copy(self.metrics, aside)
+        for path in (*saved, self.summary):
+            if path.exists():
+                path.rename(aside / path.name)
+        return aside
 
     def rewind(self, step: int) -> None:
         """Cut off what metrics and traces hold beyond `step` finished steps, and what a kill left half written."""

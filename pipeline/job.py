@@ -94,6 +94,11 @@ class Job:
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
 
     @property
+    def named(self) -> Path | None:
+        """The checkpoint that `resume` names."""
+        return named(self.resume)
+
+    @property
     def index(self) -> Index:
         """The training split."""
         assert self.dataset, "what runs on data was resolved with it"
@@ -292,15 +297,20 @@ def reading_of(recipe: Recipe) -> Reading:
     return Reading(**{item.name: getattr(recipe.data, item.name) for item in fields(Reading)})
 
 
+def named(resume: str) -> Path | None:
+    """Return the checkpoint that `--resume` names, None where it names none."""
+    return None if resume in ("auto", "never") else Path(resume)
+
+
 def _goes_on(job: Job) -> bool:
     """Return whether there is a checkpoint to go on from, which holds all: starting weights are not read then."""
-    return job.resume not in ("auto", "never") or bool(checkpoint.checkpoints(job.folder.checkpoints))
+    return bool(job.named or checkpoint.checkpoints(job.folder.checkpoints))
 
 
 def _saved_identity(request: Request) -> Mapping[str, Any]:
     """Return what the checkpoint to go on from says that its run is; nothing where there is none that can be read."""
-    named = request.resume not in ("auto", "never")
-    for path in [Path(request.resume)] if named else checkpoint.checkpoints(RunFolder(request.folder).checkpoints):
+    saved = named(request.resume)
+    for path in [saved] if saved else checkpoint.checkpoints(RunFolder(request.folder).checkpoints):
         try:
             return read_json(path / checkpoint.STATE, checkpoint.ThisState)["identity"]
         except (OSError, DamagedFile):  # the session says which it passes over
@@ -442,8 +452,8 @@ def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     if job.resume == "never" and saved:
         step = checkpoint.step_of(saved[0])
         yield Problem("resume", f"--resume never: {folder} holds a run already (step {step}); name another folder.")
-    if job.resume not in ("auto", "never") and not (Path(job.resume) / checkpoint.STATE).exists():
-        yield Problem("resume", f"--resume {job.resume}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
+    if job.named and not (job.named / checkpoint.STATE).exists():
+        yield Problem("resume", f"--resume {job.named}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
 
 
 def _loader_problems(job: Job, found: list[Problem]) -> list[Problem]:

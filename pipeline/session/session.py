@@ -1,9 +1,9 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Final
 
 from accelerate import Accelerator
@@ -67,6 +67,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     with locked(job, say):
         main_alone(job, lambda: job.folder.mend(say))
         snapshot = restore(job, say)
+        main_alone(job, lambda: leave(job, snapshot, say))
         job = ended_at_plateau(job, snapshot)
         if is_done(job, snapshot):
             steps = job.folder.finished_steps()
@@ -109,6 +110,8 @@ def run_phase(
     skipped = spike.skipped_steps(step, job.recipe) if spike else saved.get("skipped_steps", [])
     if job.hosting.main:
         job.folder.rewind(step)
+        for path in checkpoint.beyond(job.folder.checkpoints, step):  # of the clock, on the way to a spike
+            shutil.rmtree(path)
     accelerator.wait_for_everyone()
     run = build(job, accelerator, micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
     if snapshot:
@@ -231,16 +234,15 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
 
     Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
     """
-    named = None if job.resume in ("auto", "never") else Path(job.resume)
     snapshot = None
-    if spike or not named:
+    if spike or not job.named:
 
         def fits(step: int) -> bool:
             return not spike or spike.may_start_from(step, job.recipe)
 
         snapshot = checkpoint.load_newest(job.folder.checkpoints, say, fits)
-    if named and not snapshot:
-        snapshot = checkpoint.load(named)
+    if job.named and not snapshot:
+        snapshot = checkpoint.load(job.named)
     if snapshot is None:
         return None
     saved, wanted = snapshot.state["identity"], job.identity
@@ -257,6 +259,22 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     if found:
         raise BadRequest(found)
     return snapshot
+
+
+def leave(job: Job, snapshot: Snapshot | None, say: Say) -> None:
+    """Set aside the checkpoints of the run's folder that it does not go on from: of a branch that it leaves, or torn.
+
+    Retention would count them as the newest, and the next start take one of them.
+    """
+    folder, step = job.folder, snapshot.step if snapshot else 0
+    elsewhere = job.named and job.named.resolve().parent != folder.checkpoints.resolve()
+    if left := checkpoint.beyond(folder.checkpoints, -1 if elsewhere else step):
+        aside = folder.leave(left)
+        names = ", ".join(path.name for path in left)
+        say(
+            f"{folder}: the run goes on from step {step}, {'of another folder' if elsewhere else 'before its newest'}. "
+            f"Set aside: {names}. They lie in {aside} with what was logged; remove it when you need it no more."
+        )
 
 
 def best_of(job: Job, saved: Record | None) -> Best:
