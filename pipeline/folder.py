@@ -83,6 +83,7 @@ class SessionLine(TypedDict):
     """What is read of a line of sessions.jsonl again."""
 
     data: NotRequired[str]
+    resume: NotRequired[str | None]  # the checkpoint that the run began from, or went back to
     from_step: int
     to_step: int | None
     ended: str | None
@@ -283,6 +284,15 @@ class RunFolder:
         _keep_lines(self.quarantine, QuarantineLine, lambda _: True)
         for path in self.traces.glob("rank-*.jsonl"):
             _keep_lines(path, TraceLine, lambda line: line["step"] < step)
+
+    def began_from(self, saved: Path) -> bool:
+        """Return whether a checkpoint is the last one that a session was told to begin from."""
+        try:
+            sessions = read_json_lines(self.sessions, SessionLine).good
+        except DamagedFile:  # which `mend` sets aside
+            return False
+        named = [line["resume"] for line in sessions if line.get("resume")]
+        return named[-1:] == [str(saved.resolve())]
 
     def begin_session(self, record: dict[str, Any]) -> None:
         """Append a session's record; one before it that has no end was killed."""

@@ -87,6 +87,7 @@ class Job:
     hosting: Hosting
     max_steps: int = 0
     resume: str = "auto"
+    begun: bool = False  # whether the run began from the checkpoint that `resume` names, and has later ones now
     trace_samples: bool = False
     parameters: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of each part of the model: trained, all
     start: str = ""  # what is found in the weights that the model starts from, in words
@@ -163,9 +164,13 @@ class Job:
 
     @property
     def checkpoint_space(self) -> int:
-        """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more."""
+        """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more.
+
+        Those that a run leaves by going back stay, and make no room.
+        """
         kept = self.recipe.checkpoint.keep + (self.recipe.checkpoint.best != "none")
-        return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
+        there = 0 if self.named and not self.begun else len(checkpoint.checkpoints(self.folder.checkpoints))
+        return self.checkpoint_bytes * (kept + 1 - min(kept, there))
 
     def shared_memory(self, workers: int) -> int:
         """Bytes of shared memory that this node's processes take at most, with so many loader workers each."""
@@ -193,7 +198,10 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     """
     found: list[Problem] = [*request.unknown]
     trained = trained_with(request.recipe.model)
-    model = normalised(request.recipe.model, trained, _saved_identity(request) if need.train else {})
+    folder, saved = RunFolder(request.folder), named(request.resume)
+    begun = bool(saved and folder.began_from(saved) and checkpoint.checkpoints(folder.checkpoints))
+    identity_saved = _saved_identity(folder, None if begun else saved) if need.train else {}
+    model = normalised(request.recipe.model, trained, identity_saved)
     recipe = replace(request.recipe, model=model)
     found += recipe_problems(recipe)
     if hosting is None:
@@ -210,10 +218,11 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         recipe=recipe,
         data=request.data,
         dataset=None,
-        folder=RunFolder(request.folder),
+        folder=folder,
         hosting=hosting,
         max_steps=request.max_steps,
         resume=request.resume,
+        begun=begun,
         trace_samples=request.trace_samples,
     )
     try:
@@ -307,10 +316,9 @@ def _goes_on(job: Job) -> bool:
     return bool(job.named or checkpoint.checkpoints(job.folder.checkpoints))
 
 
-def _saved_identity(request: Request) -> Mapping[str, Any]:
+def _saved_identity(folder: RunFolder, saved: Path | None) -> Mapping[str, Any]:
     """Return what the checkpoint to go on from says that its run is; nothing where there is none that can be read."""
-    saved = named(request.resume)
-    for path in [saved] if saved else checkpoint.checkpoints(RunFolder(request.folder).checkpoints):
+    for path in [saved] if saved else checkpoint.checkpoints(folder.checkpoints):
         try:
             return read_json(path / checkpoint.STATE, checkpoint.ThisState)["identity"]
         except (OSError, DamagedFile):  # the session says which it passes over
@@ -452,7 +460,7 @@ def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     if job.resume == "never" and saved:
         step = checkpoint.step_of(saved[0])
         yield Problem("resume", f"--resume never: {folder} holds a run already (step {step}); name another folder.")
-    if job.named and not (job.named / checkpoint.STATE).exists():
+    if job.named and not job.begun and not (job.named / checkpoint.STATE).exists():
         yield Problem("resume", f"--resume {job.named}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
 
 

@@ -66,6 +66,11 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     say: Say = (lambda text: print(harmless(text))) if job.hosting.main else lambda _: None
     with locked(job, say):
         main_alone(job, lambda: job.folder.mend(say))
+        if job.named and job.begun:
+            say(
+                f"--resume {job.named}: the run began from there already, and goes on from its own newest checkpoint. "
+                f"To begin from there once more, remove the later ones, or name another --output."
+            )
         snapshot = restore(job, say)
         main_alone(job, lambda: leave(job, snapshot, say))
         job = ended_at_plateau(job, snapshot)
@@ -87,7 +92,7 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
                         session.ended = "done" if code == DONE else "stopped on request"
                         return code
                 accelerator.free_memory()
-                snapshot = restore(replace(job, resume="auto") if spike is None else job, say, spike)
+                snapshot = restore(replace(job, begun=True), say, spike)
 
 
 def run_phase(
@@ -232,10 +237,11 @@ def recorded(
 def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | None:
     """Return the checkpoint to start from, of before a spike if there is one; None for a fresh start.
 
+    It is the run's own newest one, or the one that `--resume` names as long as the run has not begun from that.
     Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
     """
     snapshot = None
-    if spike or not job.named:
+    if job.begun or not job.named:
 
         def fits(step: int) -> bool:
             return not spike or spike.may_start_from(step, job.recipe)
@@ -267,7 +273,7 @@ def leave(job: Job, snapshot: Snapshot | None, say: Say) -> None:
     Retention would count them as the newest, and the next start take one of them.
     """
     folder, step = job.folder, snapshot.step if snapshot else 0
-    elsewhere = job.named and job.named.resolve().parent != folder.checkpoints.resolve()
+    elsewhere = job.named and not job.begun and job.named.resolve().parent != folder.checkpoints.resolve()
     if left := checkpoint.beyond(folder.checkpoints, -1 if elsewhere else step):
         aside = folder.leave(left)
         names = ", ".join(path.name for path in left)

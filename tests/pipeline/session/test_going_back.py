@@ -1,6 +1,7 @@
 """Going back: what a run leaves is set aside, what it saves stays, and the same command goes on."""
 
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,15 @@ from torch import Tensor
 from pipeline import checkpoint
 from pipeline.config import Spike
 from pipeline.data.batch import Batch
+from pipeline.folder import RunFolder
 from pipeline.session.events import Events
 from pipeline.session.session import Parts
 from shards.dataset import Dataset
+from shards.files import read_json_lines
 from tests.running import metrics, summary, train_here
 from tests.tiny import HERE
+
+pytestmark = pytest.mark.slow  # whole runs
 
 RECIPE = replace(HERE, checkpoint=replace(HERE.checkpoint, keep=3))  # one every 2 steps
 STEPS = 8
@@ -30,10 +35,21 @@ def path_of(folder: Path, step: int) -> str:
     return str(checkpoint.folder_of(folder / "checkpoints", step))
 
 
+def sessions(folder: Path) -> list[dict[str, Any]]:
+    return read_json_lines(RunFolder(folder).sessions, dict[str, Any]).good
+
+
+@pytest.fixture(scope="module")
+def unbroken(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    assert train_here(dataset, folder, RECIPE, max_steps=STEPS) == 0
+    return folder
+
+
 @pytest.fixture
-def done(dataset: Dataset, tmp_path: Path) -> Path:
+def done(unbroken: Path, tmp_path: Path) -> Path:
     """A run that is done, with three checkpoints."""
-    assert train_here(dataset, tmp_path / "run", RECIPE, max_steps=STEPS) == 0
+    shutil.copytree(unbroken, tmp_path / "run")
     assert saved(tmp_path / "run") == [8, 6, 4]
     return tmp_path / "run"
 
@@ -67,6 +83,34 @@ def test_a_run_that_goes_on_from_another_folder_sets_its_own_checkpoints_aside(
     assert saved(other) == [7]
     assert (other / "left-1" / "step-00000002").is_dir()
     assert saved(done) == [8, 6, 4]
+
+
+def test_the_same_command_goes_on_from_the_runs_own_newest_checkpoint(
+    dataset: Dataset, done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Killed(Events):
+        def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
+            raise KeyboardInterrupt
+
+    new, start = tmp_path / "new", path_of(done, 4)
+    with pytest.raises(KeyboardInterrupt):  # nothing is saved yet
+        train_here(dataset, new, RECIPE, Parts(events=Killed), resume=start)
+    assert train_here(dataset, new, RECIPE, resume=start, max_steps=5) == 0
+    assert "began from there already" not in capsys.readouterr().out
+    shutil.rmtree(start)  # as retention does, where it is the run's own
+    assert train_here(dataset, new, RECIPE, resume=start, max_steps=STEPS) == 0
+    assert f"--resume {start}: the run began from there already" in capsys.readouterr().out
+    assert [(line["from_step"], line["resume"]) for line in sessions(new)] == [(4, start), (4, start), (5, None)]
+    assert summary(new)["weights_sha256"] == summary(done)["weights_sha256"]
+    assert not (new / "left-1").exists()
+
+
+def test_a_run_goes_back_as_often_as_another_checkpoint_is_named(dataset: Dataset, done: Path) -> None:
+    for step in (6, 6, 4, 6):  # of which the second is the first again
+        assert train_here(dataset, done, RECIPE, resume=path_of(done, step), max_steps=7) == 0
+    assert [line["from_step"] for line in sessions(done)] == [0, 6, 4, 6]
+    assert saved(done) == [7, 6, 4]
+    assert [len(list((done / f"left-{number}").glob("step-*"))) for number in (1, 2, 3)] == [1, 2, 1]
 
 
 def test_a_rollback_keeps_what_is_saved_on_the_way_and_nothing_of_the_way_to_the_spike(
