@@ -373,14 +373,14 @@ def _compiled(job: Job, device: torch.device) -> bool:
 
     `auto` does it where it is faster and takes minutes alone: on a device that has a compiler, in a run long enough to
     repay them, and of blocks that are all alike. Batch norm's momentum changes within a step, which would be compiled
-    anew.
+    anew. Where this session ends says nothing: compiled or not, numbers round otherwise, and a run that is resumed is
+    to be the unbroken one.
     """
     if job.recipe.compute.compile != "auto":
         return job.recipe.compute.compile == "on"
     if not compiles(device) or job.hosting.engine == "zero3":
         return False
-    steps = job.schedule.total_steps
-    if min(steps, job.max_steps or steps) < REPAID:
+    if job.schedule.total_steps < REPAID:
         return False
     net = on_meta(job.recipe)
     return hasattr(net, "blocks") and not BatchNorms(net)
