@@ -24,8 +24,8 @@ from pipeline.micro_batch import MicroBatch
 from pipeline.model.finetune import fold_head_norm
 from pipeline.model.hub import timm_config
 from pipeline.session.best import Best, Record
-from pipeline.session.evaluate import evaluation_loader
-from pipeline.session.events import Evaluation, Events, StopRequest
+from pipeline.session.evaluator import Evaluator
+from pipeline.session.events import Events, StopRequest
 from pipeline.session.log import Log
 from pipeline.session.picture import draw_learnt
 from pipeline.session.profiler import Profiler
@@ -137,7 +137,7 @@ def run_phase(
         events = parts.events(
             run,
             log,
-            evaluation_of(job, accelerator),
+            evaluator_of(run, log),
             writer,
             {"recipe": asdict(job.recipe), "identity": job.identity},
             stop=stop,
@@ -303,14 +303,12 @@ def is_done(job: Job, snapshot: Snapshot | None) -> bool:
     return step == job.schedule.last_step(step, job.max_steps) == job.folder.finished_steps()
 
 
-def evaluation_of(job: Job, accelerator: Accelerator) -> Evaluation | None:
-    """Return what a job is evaluated on, None where its data set has no split for it."""
-    assert job.dataset
-    split = job.dataset.evaluation_split()
-    if split is None:
-        return None
-    index = job.dataset.splits[split]
-    return Evaluation(index, evaluation_loader(job, index, accelerator))
+def evaluator_of(run: Run, log: Log) -> Evaluator | None:
+    """Return what evaluates a run, None where its data set has no split for it."""
+    dataset = run.job.dataset
+    assert dataset
+    split = dataset.evaluation_split()
+    return Evaluator(run, log, dataset.splits[split]) if split else None
 
 
 def introduce(
@@ -403,7 +401,7 @@ def trained_parts(job: Job) -> str:
 def finish(job: Job, run: Run, events: Events) -> None:
     """Write the weights as timm loads them, a picture of what was learnt, and summary.json, the last file of a run."""
     folder = job.folder
-    if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
+    if events.evaluator and not events.scores:  # killed between the last checkpoint and the summary
         events.evaluate(run.last_step, record=False)
     nets = run.weights.nets()
     if not job.hosting.main:
@@ -439,8 +437,8 @@ def finish(job: Job, run: Run, events: Events) -> None:
         "weights_sha256": weights_sha256(nets["raw"].state_dict()),
     }
     shown = ""
-    if events.evaluation and job.dataset:
-        batches = EvaluationBatches(job.recipe, events.evaluation.split)
+    if events.evaluator and job.dataset:
+        batches = EvaluationBatches(job.recipe, events.evaluator.index)
         with closing(batches.reader), naming(folder.picture):
             picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
         shown = f"\npicture   {picture}"
