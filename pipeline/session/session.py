@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -178,11 +178,12 @@ class Session:
 
 
 def share_fingerprints(job: Job) -> Job:
-    """Return the job with the fingerprints of the process that hashed the files; all processes must ask.
+    """Return the job with what the main process found; all processes must ask.
 
+    It alone hashed the files of weights, and a network file system may show others the run's folder of a moment before.
     Raises BadRequest where a process has found other data under the same name.
     """
-    shared = [dict(job.fingerprints)]
+    shared: list[Any] = [dict(job.fingerprints), job.begun]
     broadcast_object_list(shared)
     data = gather_object([job.fingerprints[DATA]])
     if others := [process for process, found in enumerate(data) if found != data[0]]:
@@ -191,7 +192,7 @@ def share_fingerprints(job: Job) -> Job:
             f"--data {job.data}: process {others[0]} finds other data there than process 0. Name what is the same on "
             f"all nodes, or copy it again.",
         )
-    return replace(job, fingerprints=shared[0])
+    return replace(job, fingerprints=shared[0], begun=shared[1])
 
 
 def main_alone(job: Job, action: Callable[[], object]) -> None:
