@@ -78,12 +78,13 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
             return DONE
-        micro_batch = MicroBatch(job, accelerator)
-        with recorded(job, accelerator, micro_batch, snapshot) as session:
+        first_step = snapshot.step if snapshot else 0
+        session = Session(job, accelerator, MicroBatch(job, accelerator), parts, stop, quiet, to_step=first_step)
+        with recorded(session):
             spike: SpikeFound | None = None
             while True:
                 try:
-                    code = run_phase(job, accelerator, micro_batch, snapshot, spike, stop, session, parts, quiet=quiet)
+                    code = run_phase(session, snapshot, spike)
                 except SpikeFound as found:
                     spike = found.with_traceback(None)  # which would keep the run's memory
                 else:
@@ -95,52 +96,56 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
                 snapshot = restore(replace(job, begun=True), say, spike)
 
 
-def run_phase(
-    job: Job,
-    accelerator: Accelerator,
-    micro_batch: MicroBatch,
-    snapshot: Snapshot | None,
-    spike: SpikeFound | None,
-    stop: StopRequest,
-    session: "Session",
-    parts: Parts,
-    *,
-    quiet: bool,
-) -> int | None:
+@dataclass
+class Session:
+    """One start of a run: what it works with, how far it came, and how it ended."""
+
+    job: Job
+    accelerator: Accelerator
+    micro_batch: MicroBatch
+    parts: Parts
+    stop: StopRequest
+    quiet: bool
+    to_step: int
+    ended: str = ""
+
+
+def run_phase(session: Session, snapshot: Snapshot | None, spike: SpikeFound | None) -> int | None:
     """Build, train and finish a phase of fine-tuning, most often the only one; return None where another is due.
 
     Raises SpikeFound where the run is to start again from before a spike, `spike` in the next call.
     """
+    job, accelerator, hosting = session.job, session.accelerator, session.job.hosting
     step, saved = (snapshot.step, snapshot.state) if snapshot else (0, {})
     skipped = spike.skipped_steps(step, job.recipe) if spike else saved.get("skipped_steps", [])
-    if job.hosting.main:
+    if hosting.main:
         job.folder.rewind(step)
         for path in checkpoint.beyond(job.folder.checkpoints, step):  # of the clock, on the way to a spike
             shutil.rmtree(path)
     accelerator.wait_for_everyone()
-    run = build(job, accelerator, micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
+    run = build(job, accelerator, session.micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
     if snapshot:
         snapshot.tensors.clear()  # as large as the run's own, which has them now
-    hosting, writer = job.hosting, parts.writer()
+    writer = session.parts.writer()
     with Log(
         job.folder,
         step=step,
         last_step=run.last_step,
         process=hosting.process,
         trace=job.trace_samples,
-        quiet=quiet,
+        quiet=session.quiet,
         trackers=job.recipe.log.trackers,
     ) as log:
         log.describe(job.recipe, job.dataset.evaluation_split() if job.dataset else None)
         introduce(job, run, log, spike, skipped, resumed=snapshot is not None)
         profiler = Profiler(log, job.recipe.log.profile, step) if job.recipe.log.profile and hosting.main else None
-        events = parts.events(
+        events = session.parts.events(
             run,
             log,
             evaluator_of(run, log),
             writer,
             {"recipe": asdict(job.recipe), "identity": job.identity},
-            stop=stop,
+            stop=session.stop,
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
             best=best_of(job, saved.get("best")),
@@ -167,14 +172,6 @@ def run_phase(
             return None
         finish(job, run, events)
     return DONE
-
-
-@dataclass
-class Session:
-    """How far a session came, and how it ended."""
-
-    to_step: int
-    ended: str = ""
 
 
 def share_fingerprints(job: Job) -> Job:
@@ -217,14 +214,12 @@ def locked(job: Job, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(
-    job: Job, accelerator: Accelerator, micro_batch: MicroBatch, snapshot: Snapshot | None
-) -> Iterator[Session]:
+def recorded(session: Session) -> Iterator[None]:
     """Record a session from its beginning to its end, however that comes."""
-    session = Session(snapshot.step if snapshot else 0)
-    main_alone(job, lambda: begin_session(job, accelerator.device, micro_batch.size, session.to_step))
+    job, device = session.job, session.accelerator.device
+    main_alone(job, lambda: begin_session(job, device, session.micro_batch.size, session.to_step))
     try:
-        yield session
+        yield
     except BaseException as error:
         session.ended = ": ".join(["failed", type(error).__name__, *str(error).splitlines()[:1]])
         if job.hosting.main:
