@@ -1,6 +1,5 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
@@ -120,8 +119,7 @@ def run_phase(session: Session, snapshot: Snapshot | None, spike: SpikeFound | N
     skipped = spike.skipped_steps(step, job.recipe) if spike else saved.get("skipped_steps", [])
     if hosting.main:
         job.folder.rewind(step)
-        for path in checkpoint.beyond(job.folder.checkpoints, step):  # of the clock, on the way to a spike
-            shutil.rmtree(path)
+        checkpoint.remove_beyond(job.folder.checkpoints, step)  # those of the clock, on the way to a spike
     accelerator.wait_for_everyone()
     run = build(job, accelerator, session.micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
     if snapshot:

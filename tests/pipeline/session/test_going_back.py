@@ -39,6 +39,16 @@ def sessions(folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(RunFolder(folder).sessions, dict[str, Any]).good
 
 
+def test_what_lies_beyond_is_removed_and_latest_names_the_newest(tmp_path: Path) -> None:
+    for step in (2, 4, 6):
+        checkpoint.folder_of(tmp_path, step).mkdir()
+    checkpoint.remove_beyond(tmp_path, 4)
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["step-00000004", "step-00000002"]
+    assert (tmp_path / "latest").read_text() == "step-00000004\n"
+    checkpoint.remove_beyond(tmp_path, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def unbroken(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unbroken") / "run"
