@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -325,13 +325,13 @@ def timm_training(recipe: Recipe, dataset: Dataset | None, workers: int, loader_
 def extract(dataset: Dataset, folder: Path) -> None:
     """Write the first training images to files, in folders by class."""
     index = dataset.splits["train"]
-    reader = Reader(index)
-    for number in range(min(EXTRACTED, len(index))):
-        content = reader.read(number)
-        kind = "png" if content.startswith(b"\x89PNG") else "jpg"
-        path = folder / f"{int(index.row(number)['label']):04d}" / f"{number:06d}.{kind}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    with closing(Reader(index)) as reader:
+        for number in range(min(EXTRACTED, len(index))):
+            content = reader.read(number)
+            kind = "png" if content.startswith(b"\x89PNG") else "jpg"
+            path = folder / f"{int(index.row(number)['label']):04d}" / f"{number:06d}.{kind}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 def pin(loader_cores: int, *, loader: bool) -> None:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
@@ -215,13 +216,13 @@ def shards(data: str, recipe: Recipe) -> Finding:
         dataset = open_data(data, recipe)
         count, started = 0, time.monotonic()
         for index in dataset.splits.values():
-            reader = Reader(index)
             bounds = index.starts[: 2 if index.cache else None]  # a shard behind a URL is fetched as a whole
             ends = np.concatenate([bounds[:-1], bounds[1:] - 1])
-            for sample in sorted(set(ends.tolist())):
-                content = reader.read(sample)
-                decode(content, index.key(sample))
-                count += 1
+            with closing(Reader(index)) as reader:
+                for sample in sorted(set(ends.tolist())):
+                    content = reader.read(sample)
+                    decode(content, index.key(sample))
+                    count += 1
     except (VitrailError, OSError) as error:
         return Finding("shards", False, str(error))
     remote = any(index.cache for index in dataset.splits.values())

@@ -7,6 +7,7 @@ the program, which is loaded again and must give the same logits on images of th
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -165,7 +166,9 @@ def real_images(job: Job) -> tuple[Tensor, str]:
     assert job.dataset
     recipe = replace(job.recipe, eval=replace(job.recipe.eval, batch=COMPARED))
     split = job.dataset.evaluation_split() or next(iter(job.dataset.splits))
-    images = EvaluationBatches(recipe, job.dataset.splits[split])[0].images
+    batches = EvaluationBatches(recipe, job.dataset.splits[split])
+    with closing(batches.reader):
+        images = batches[0].images
     if not len(images):
         raise VitrailError(f"{job.data}: none of the first {COMPARED} images of {split} can be used to compare with.")
     return normalize(images, recipe.model), split

@@ -35,7 +35,10 @@ def drilled(recipe: Recipe, processes: int) -> Recipe:
     """Return what a drill trains of a recipe: small steps, logged and saved often, on data that is split already."""
     often = replace(recipe.checkpoint, every_steps=EVERY, every_minutes=0.0, keep=2)
     data = replace(recipe.data, splits=())
-    return replace(smaller(recipe, processes), data=data, checkpoint=often, epochs=max(recipe.epochs, 100))
+    # `auto` could compile for minutes in each session
+    compute = replace(recipe.compute, compile="on" if recipe.compute.compile == "on" else "off")
+    epochs = max(recipe.epochs, 100)
+    return replace(smaller(recipe, processes), data=data, compute=compute, checkpoint=often, epochs=epochs)
 
 
 def in_a_step(step: int, harm: Callable[[RunFolder], None]) -> Parts:

@@ -101,9 +101,8 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(root)
-    with atomic_write(root / "latest") as file:
-        file.write(f"{final.name}\n".encode())
-    saved = checkpoints(root)
+    _name_newest(root)
+    saved = checkpoints(root)  # of which this one is the newest: what lay beyond was left when the run went back
     spared = next((path for path in saved if spare and step_of(path) % spare == 0), None)
     for old in saved[keep:]:
         if old != spared and step_of(old) != best:
@@ -155,6 +154,27 @@ class Writer:
 def checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders under `root`, newest first."""
     return sorted(root.glob("step-" + "[0-9]" * 8), reverse=True)
+
+
+def beyond(root: Path, step: int) -> list[Path]:
+    """Return the checkpoint folders under `root` of more than `step` finished steps, newest first."""
+    return [path for path in checkpoints(root) if step_of(path) > step]
+
+
+def remove_beyond(root: Path, step: int) -> None:
+    """Remove the checkpoints under `root` of more than `step` finished steps: the run has gone back."""
+    for path in beyond(root, step):
+        shutil.rmtree(path)
+    _name_newest(root)
+
+
+def _name_newest(root: Path) -> None:
+    """Have the file `latest` name the newest checkpoint, for people; there is none where that is none."""
+    if found := checkpoints(root):
+        with atomic_write(root / "latest") as file:
+            file.write(f"{found[0].name}\n".encode())
+    else:
+        (root / "latest").unlink(missing_ok=True)
 
 
 def folder_of(root: Path, step: int) -> Path:

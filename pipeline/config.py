@@ -191,7 +191,7 @@ class Finetune:
     head_lr: Annotated[float, RUN, POSITIVE, GRADUAL] = 1e-3  # gradual: rate of the head's own epochs
     rates: Annotated[Literal["same", "geometric", "divided", "linear"], RUN] = "same"  # by layer, from the head down
     decay: Annotated[float, RUN, POSITIVE, BY_LAYER] = 1.0  # factor of a block, divisor of a part, or the first's share
-    cache: Annotated[str, FREE] = ""  # folder of what the frozen part gives of each image, computed once
+    cache: Annotated[Place, FREE] = ""  # folder of what the frozen part gives of each image, computed once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,8 +3,9 @@
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 from uuid import uuid4
@@ -89,6 +90,7 @@ class SessionLine(TypedDict):
     """What is read of a line of sessions.jsonl again."""
 
     data: NotRequired[str]
+    resume: NotRequired[str | None]  # the checkpoint that the run began from, or went back to
     from_step: int
     to_step: int | None
     ended: str | None
@@ -277,12 +279,35 @@ class RunFolder:
                 write_lines(path, lines.good)
                 say(f"{path}: {len(lines.damaged)} lines cannot be read; set aside in {aside.name}.")
 
+    def leave(self, saved: Iterable[Path]) -> Path:
+        """Move checkpoints that the run does not go on from into a folder of their own, which is returned.
+
+        What was logged up to them is copied there: `rewind` cuts it off.
+        """
+        aside = next(path for number in count(1) if not (path := self.path / f"left-{number}").exists())
+        aside.mkdir()
+        if self.metrics.exists():
+            shutil.copy(self.metrics, aside)
+        for path in (*saved, self.summary):
+            if path.exists():
+                path.rename(aside / path.name)
+        return aside
+
     def rewind(self, step: int) -> None:
         """Cut off what metrics and traces hold beyond `step` finished steps, and what a kill left half written."""
         _keep_lines(self.metrics, MetricsLine, lambda line: line["step"] <= step)
         _keep_lines(self.quarantine, QuarantineLine, lambda _: True)
         for path in self.traces.glob("rank-*.jsonl"):
             _keep_lines(path, TraceLine, lambda line: line["step"] < step)
+
+    def began_from(self, saved: Path) -> bool:
+        """Return whether a checkpoint is the last one that a session was told to begin from."""
+        try:
+            sessions = read_json_lines(self.sessions, SessionLine).good
+        except DamagedFile:  # which `mend` sets aside
+            return False
+        named = [line["resume"] for line in sessions if line.get("resume")]
+        return named[-1:] == [str(saved.resolve())]
 
     def begin_session(self, record: dict[str, Any]) -> None:
         """Append a session's record; one before it that has no end was killed."""

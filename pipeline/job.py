@@ -89,6 +89,7 @@ class Job:
     hosting: Hosting
     max_steps: int = 0
     resume: str = "auto"
+    begun: bool = False  # whether the run began from the checkpoint that `resume` names, and has later ones now
     trace_samples: bool = False
     parameters: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # of each part of the model: trained, all
     batch_norm: bool = False  # in the model, which then passes a virtual rank at a time
@@ -97,6 +98,11 @@ class Job:
     taught_by: str = ""  # the same of the teacher's
     fingerprints: Mapping[str, str | None] = field(default_factory=dict)  # `pipeline/fingerprints.py`
     cut: Cut | None = None  # where what the frozen part of the model gives is cached
+
+    @property
+    def named(self) -> Path | None:
+        """The checkpoint that `resume` names."""
+        return named(self.resume)
 
     @property
     def index(self) -> Index:
@@ -173,9 +179,13 @@ class Job:
 
     @property
     def checkpoint_space(self) -> int:
-        """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more."""
+        """Bytes that the run's checkpoints will take beside those that lie there: all that are kept, and one more.
+
+        Those that a run leaves by going back stay, and make no room.
+        """
         kept = self.recipe.checkpoint.keep + (self.recipe.checkpoint.best != "none")
-        return self.checkpoint_bytes * (kept + 1 - min(kept, len(checkpoint.checkpoints(self.folder.checkpoints))))
+        there = 0 if self.named and not self.begun else len(checkpoint.checkpoints(self.folder.checkpoints))
+        return self.checkpoint_bytes * (kept + 1 - min(kept, there))
 
     def shared_memory(self, workers: int) -> int:
         """Bytes of shared memory that this node's processes take at most, with so many loader workers each."""
@@ -206,7 +216,10 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
     """
     found: list[Problem] = [*request.unknown]
     trained = trained_with(request.recipe.model)
-    model = normalised(request.recipe.model, trained, _saved_identity(request) if need.train else {})
+    folder, saved = RunFolder(request.folder), named(request.resume)
+    begun = bool(saved and folder.began_from(saved) and checkpoint.checkpoints(folder.checkpoints))
+    identity_saved = _saved_identity(folder, None if begun else saved) if need.train else {}
+    model = normalised(request.recipe.model, trained, identity_saved)
     recipe = replace(request.recipe, model=model)
     found += recipe_problems(recipe)
     if hosting is None:
@@ -223,10 +236,11 @@ def resolve(request: Request, need: Need, hosting: Hosting | None = None) -> Job
         recipe=recipe,
         data=request.data,
         dataset=None,
-        folder=RunFolder(request.folder),
+        folder=folder,
         hosting=hosting,
         max_steps=request.max_steps,
         resume=request.resume,
+        begun=begun,
         trace_samples=request.trace_samples,
     )
     try:
@@ -312,15 +326,19 @@ def reading_of(recipe: Recipe) -> Reading:
     return Reading(**{item.name: getattr(recipe.data, item.name) for item in fields(Reading)})
 
 
+def named(resume: str) -> Path | None:
+    """Return the checkpoint that `--resume` names, None where it names none."""
+    return None if resume in ("auto", "never") else Path(resume)
+
+
 def _goes_on(job: Job) -> bool:
     """Return whether there is a checkpoint to go on from, which holds all: starting weights are not read then."""
-    return job.resume not in ("auto", "never") or bool(checkpoint.checkpoints(job.folder.checkpoints))
+    return bool(job.named or checkpoint.checkpoints(job.folder.checkpoints))
 
 
-def _saved_identity(request: Request) -> Mapping[str, Any]:
+def _saved_identity(folder: RunFolder, saved: Path | None) -> Mapping[str, Any]:
     """Return what the checkpoint to go on from says that its run is; nothing where there is none that can be read."""
-    named = request.resume not in ("auto", "never")
-    for path in [Path(request.resume)] if named else checkpoint.checkpoints(RunFolder(request.folder).checkpoints):
+    for path in [saved] if saved else checkpoint.checkpoints(folder.checkpoints):
         try:
             return read_json(path / checkpoint.STATE, checkpoint.ThisState)["identity"]
         except (OSError, DamagedFile):  # the session says which it passes over
@@ -382,14 +400,14 @@ def _compiled(job: Job, device: torch.device) -> bool:
 
     `auto` does it where it is faster and takes minutes alone: on a device that has a compiler, in a run long enough to
     repay them, and of blocks that are all alike. Batch norm's momentum changes within a step, which would be compiled
-    anew.
+    anew. Where this session ends says nothing: compiled or not, numbers round otherwise, and a run that is resumed is
+    to be the unbroken one.
     """
     if job.recipe.compute.compile != "auto":
         return job.recipe.compute.compile == "on"
     if not compiles(device) or job.hosting.engine == "zero3":
         return False
-    steps = job.schedule.total_steps
-    return min(steps, job.max_steps or steps) >= REPAID and job.blocks and not job.batch_norm
+    return job.schedule.total_steps >= REPAID and job.blocks and not job.batch_norm
 
 
 def _taught_by(job: Job, need: Need, found: list[Problem]) -> str:
@@ -485,8 +503,8 @@ def _output_problems(job: Job, found: list[Problem]) -> Iterator[Problem]:
     if job.resume == "never" and saved:
         step = checkpoint.step_of(saved[0])
         yield Problem("resume", f"--resume never: {folder} holds a run already (step {step}); name another folder.")
-    if job.resume not in ("auto", "never") and not (Path(job.resume) / checkpoint.STATE).exists():
-        yield Problem("resume", f"--resume {job.resume}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
+    if job.named and not job.begun and not (job.named / checkpoint.STATE).exists():
+        yield Problem("resume", f"--resume {job.named}: no checkpoint there; name a folder checkpoints/step-NNNNNNNN.")
 
 
 def _loader_problems(job: Job, found: list[Problem]) -> list[Problem]:

@@ -38,7 +38,8 @@ class Request:
     data: Annotated[str, tyro.conf.arg(metavar="SOURCE")] = ""  # shards of ours or of others, or images; here, or a URL
     output: Annotated[str, tyro.conf.arg(metavar="DIR")] = ""  # the run's folder; default: runs/RECIPE
     max_steps: int = 0  # stop after this step of the schedule; 0: at its end
-    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"  # auto: the newest checkpoint, if any
+    # auto: the newest checkpoint, if any; PATH: begin from this checkpoint, then the same
+    resume: Annotated[str, tyro.conf.arg(metavar="auto|never|PATH")] = "auto"
     dry_run: tyro.conf.FlagCreatePairsOff[bool] = False  # rehearse on this machine: a few steps, their speed is kept
     trace_samples: tyro.conf.FlagCreatePairsOff[bool] = False  # write trace/rank-R.jsonl
     unknown: tyro.conf.Suppress[tuple[Problem, ...]] = field(default=())  # arguments that nothing would read

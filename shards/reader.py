@@ -26,16 +26,18 @@ from shards.places import LIMIT
 OPEN_FILES: Final = 128  # a window of samples spans tens of shards; the usual limit is 1024 files a process
 FETCHING: Final = 4  # shards that a process fetches beside each other
 
+Asked = SimpleQueue[tuple[int, Future[int]] | None]  # shards behind URLs; None ends a thread that fetches
+
 
 class Reader:
-    """Reads samples of one split.  One object a process: it keeps file descriptors open."""
+    """Reads samples of one split.  One object a process: it keeps files open until it is closed or forgotten."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
         self._descriptors: OrderedDict[int, int] = OrderedDict()  # shard -> descriptor, least recently used first
         self._coming: dict[int, Future[int]] = {}  # shards behind URLs: those held, and those that are fetched
         self._expected: dict[Hashable, frozenset[int]] = {}
-        self._asked: SimpleQueue[tuple[int, Future[int]]] = SimpleQueue()
+        self._asked: Asked = SimpleQueue()
         self._threads: list[Thread] = []
 
     def read(self, sample: int) -> bytes:
@@ -72,8 +74,7 @@ class Reader:
         for shard, coming in list(self._coming.items()):
             if shard not in held and (coming.cancel() or coming.done()):
                 del self._coming[shard]
-                if not coming.cancelled() and not coming.exception():
-                    os.close(coming.result())
+                _let_go(coming)
 
     def _open(self, shard: int) -> int:
         if self.index.cache:
@@ -100,32 +101,51 @@ class Reader:
             self._coming[shard] = coming
             self._asked.put((shard, coming))
             if len(self._threads) < FETCHING:  # of this process: a worker begins them after it was forked
-                self._threads.append(Thread(target=self._serve, daemon=True))
+                self._threads.append(Thread(target=_serve, args=(self.index, self._asked), daemon=True))
                 self._threads[-1].start()
         return self._coming[shard]
 
-    def _serve(self) -> None:
-        """Fetch what is asked for, for as long as the process lives; no process waits for it at its end."""
-        while True:
-            shard, coming = self._asked.get()
-            if coming.set_running_or_notify_cancel():
-                try:
-                    coming.set_result(arrive(self.index, shard))
-                except BaseException as error:  # is raised where the shard is read
-                    coming.set_exception(error)
-
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, and end the threads that fetch; what one is at is closed as soon as it is there."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
-        for who in list(self._expected):
-            self.expect(who, ())
+        self._expected.clear()
+        while self._coming:
+            coming = self._coming.popitem()[1]
+            coming.cancel()
+            coming.add_done_callback(_let_go)
+        for _ in self._threads:
+            self._asked.put(None)
+        self._threads, self._asked = [], SimpleQueue()
+
+    def __del__(self) -> None:
+        self.close()
 
     def __getstate__(self) -> Index:
         return self.index  # descriptors do not travel to another process
 
     def __setstate__(self, index: Index) -> None:
         self.__init__(index)  # type: ignore[misc]
+
+
+def _serve(index: Index, asked: Asked) -> None:
+    """Fetch what is asked for, until None is; no process waits for it at its end.
+
+    It knows nothing of its reader, which could never be forgotten otherwise.
+    """
+    while order := asked.get():
+        shard, coming = order
+        if coming.set_running_or_notify_cancel():
+            try:
+                coming.set_result(arrive(index, shard))
+            except BaseException as error:  # is raised where the shard is read
+                coming.set_exception(error)
+
+
+def _let_go(coming: Future[int]) -> None:
+    """Close a shard that was fetched, which the cache may remove then."""
+    if not coming.cancelled() and not coming.exception():
+        os.close(coming.result())
 
 
 def arrive(index: Index, shard: int) -> int:

@@ -1,4 +1,4 @@
-"""What happens beside the arithmetic of a step: telemetry, logging, evaluation, checkpoints, stopping.
+"""What happens beside the arithmetic of a step: telemetry, logging, checkpoints, stopping, and when to evaluate.
 
 All processes decide alike: what one of them knows alone (a signal, its clock, an unusable sample) travels with the
 losses in one small all-reduce a step. Its result is read one step later, when the device has long finished it, so
@@ -17,23 +17,19 @@ from threading import Thread
 from types import FrameType
 from typing import Any, Final, NamedTuple, NoReturn
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Writer
-from pipeline.data.batch import Batch, EvaluationBatches
+from pipeline.data.batch import Batch
 from pipeline.data.loader import STOP_SIGNALS
 from pipeline.devices import Sent, peak_memory, to_host
 from pipeline.errors import TrainingError
 from pipeline.model.finetune import rate_scales
-from pipeline.session.answers import Answers, Gathering
 from pipeline.session.best import Best
-from pipeline.session.drawing import heat_map
-from pipeline.session.evaluate import Score, evaluate
-from pipeline.session.findings import find, overlaid, write_findings
+from pipeline.session.evaluate import Score
+from pipeline.session.evaluator import Evaluator
 from pipeline.session.log import Log
 from pipeline.session.profiler import Profiler
 from pipeline.session.quarantine import Quarantine
@@ -41,8 +37,6 @@ from pipeline.session.spike import Span, SpikeFound, Watch
 from pipeline.session.tally import Tally
 from pipeline.session.telemetry import Laps, Supply
 from pipeline.train import Run
-from shards.files import naming
-from shards.index import Index
 
 PICTURES: Final = 16  # images of the augmented batch that are shown
 FORWARDED: Final = 2.0  # seconds in which a launcher may pass on a Ctrl-C that the terminal has sent already
@@ -55,13 +49,6 @@ class Report(NamedTuple):
     losses: list[float]  # [K], mean over each virtual rank's images
     agreement: float  # share of the images of which student and teacher say the same
     norm: float  # of the gradient
-
-
-class Evaluation(NamedTuple):
-    """What a run is evaluated on."""
-
-    split: Index
-    loader: DataLoader[Any]
 
 
 class StopRequest:
@@ -154,7 +141,7 @@ class Events:
         self,
         run: Run,
         log: Log,
-        evaluation: Evaluation | None,
+        evaluator: Evaluator | None,
         writer: Writer,
         state: dict[str, Any],
         *,
@@ -169,7 +156,7 @@ class Events:
         self.run = run
         self.recipe = run.job.recipe
         self.log = log
-        self.evaluation = evaluation
+        self.evaluator = evaluator
         self.finished = run.first_step  # steps, skipped ones too
         self.scores: dict[str, Score] = {}  # of the last evaluation
         self.tally = Tally(run, trained)
@@ -179,7 +166,6 @@ class Events:
         self._watch = watch
         self._skipped = skipped
         self._quarantine = Quarantine(log, run.job.index, run.accelerator)
-        self._eval_quarantine = Quarantine(log, evaluation.split, run.accelerator) if evaluation else None
         self._stop = stop or StopRequest()
         self._tell(run.first_step)
         self._save_asked = False
@@ -251,7 +237,7 @@ class Events:
             self._log(self._report)
         self._laps.lap("other")
         paused = time.monotonic()
-        if eval_due and self.evaluation:
+        if eval_due and self.evaluator:
             self.evaluate(done)
             # a checkpoint of the best is one to go on from, too
             save_due |= done > self.run.schedule.head_steps and self.best.note(done, self.scores)
@@ -388,74 +374,9 @@ class Events:
             self.log.say(sentence)
 
     def evaluate(self, step: int, *, record: bool = True) -> None:
-        """Evaluate the weights and their average, and keep the scores."""
-        assert self.evaluation
-        assert self._eval_quarantine is not None
-        index = self.evaluation.split
-        nets = self.run.weights.nets()
-        shown = "ema" if "ema" in nets else "raw"
-        gathering = Gathering(len(index), self.recipe.data.classes, self.run.accelerator)
-
-        def note(weights: str, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
-            if weights == shown:
-                gathering.note(samples, labels, logits)
-
-        self.scores, unusable = evaluate(nets, self.evaluation.loader, self.run.accelerator, note)
-        self._eval_quarantine.note(unusable)
-        self._eval_quarantine.share()
-        if self.recipe.data.strict and len(self._eval_quarantine):
-            raise TrainingError(
-                f"{index.dataset}: {len(self._eval_quarantine)} samples of {index.folder.name} cannot be used, and "
-                f"--data.strict allows none. They are named in {self.log.folder.quarantine}; mend them."
-            )
-        if not next(iter(self.scores.values())).samples:
-            raise TrainingError(
-                f"{index.dataset}: none of the {len(index)} samples of {index.folder.name} can be used, so "
-                f"that nothing can be evaluated. They are named in {self.log.folder.quarantine}; mend them: vitrail "
-                f"shards verify {index.dataset}"
-            )
-        for weights, score in self.scores.items():
-            if not record:
-                continue
-            values = score._asdict() | {f"top1_{head}": top1 for head, top1 in score.heads.items()}
-            del values["heads"]
-            named = {"split": index.folder.name, "weights": weights, **values}
-            self.log.record("eval", step, self._epoch(step), named)
-            self.log.say(
-                f"step {step}  {index.folder.name} {weights:<3}  top-1 {score.top1:.4f}  top-5 {score.top5:.4f}  "
-                f"loss {score.loss:.4f}  {score.samples}/{len(index)} samples"
-                + "".join(f"  {head} head {top1:.4f}" for head, top1 in score.heads.items())
-            )
-        answers = gathering.of_all()
-        if self.log.main:
-            self._find(shown, nets[shown], answers, step, show=record)
-            if record and self.recipe.log.histograms:
-                for weights, net in nets.items():
-                    self.log.histograms(step, net, weights)
-
-    def _find(self, weights: str, net: nn.Module, answers: Answers, step: int, *, show: bool) -> None:
-        """Keep what an evaluation found, beside its numbers."""
-        assert self.evaluation
-        assert self.run.job.dataset
-        batches = EvaluationBatches(self.recipe, self.evaluation.split)
-        found = find(net, weights, answers, batches, self.run.job.dataset.classes, step, self.run.device)
-        with naming(self.log.folder.findings):
-            write_findings(self.log.folder, found)
-        if not (show and self.log.shows):
-            return
-        split, names = found.head["split"], found.head["classes"]
-        self.log.picture(f"{split}/confusion", step, heat_map(found.head["confusion"], len(names)))
-        wrong = [f"{names[one['answer']]} {one['probability']:.0%}\nis {names[one['label']]}"
-                 for one in found.head["mistakes"]]  # fmt: skip
-        self.log.pictures(f"{split}/most_confident_mistakes", step, found.mistakes, wrong)
-        if found.attention is not None:
-            rows = [(image, *(overlaid(image, maps[number]) for maps in found.attention))
-                    for number, image in enumerate(found.looked_at)]  # fmt: skip
-            said = [
-                word for key in found.head["looked_at"] for word in (key, *(f"{t} token" for t in found.head["tokens"]))
-            ]
-            images = np.stack([image for row in rows for image in row])
-            self.log.pictures(f"{split}/attention", step, images, said, len(rows[0]))
+        """Evaluate the weights and their averages, and keep the scores."""
+        assert self.evaluator
+        self.scores = self.evaluator.evaluate(step, record=record)
 
     def _show(self, batch: Batch, images: Tensor) -> None:
         """Show a batch as the model sees it, with its labels: those of both images where two are mixed."""

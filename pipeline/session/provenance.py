@@ -60,6 +60,7 @@ def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: i
             "machine": {"host": platform.node(), "system": platform.platform(), "cores": hosting.cores,
                         "processor": torch.backends.cpu.get_cpu_capability(),  # which pixels depend on
                         "device": device_name(device)},
+            "resume": str(job.named.resolve()) if job.named and not job.begun else None,
             "from_step": from_step,
         }
     )  # fmt: skip

@@ -126,7 +126,10 @@ def device_name(hosting: Hosting) -> str:
 
 
 def smaller(recipe: Recipe, processes: int) -> Recipe:
-    """Return the recipe with a batch that this machine steps through in seconds, logged at every step."""
+    """Return the recipe with a batch that this machine steps through in seconds, logged at every step.
+
+    An epoch may be one step: it has as many epochs as there are steps to rehearse.
+    """
     ranks, part = recipe.virtual_ranks, recipe.rank_batch
     if not torch.accelerator.is_available():
         ranks, part = min(ranks, 2 * processes), min(part, IMAGES_ON_CPU)
@@ -134,6 +137,7 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         recipe,
         batch=ranks * part,
         virtual_ranks=ranks,
+        epochs=max(recipe.epochs, STEPS),
         model=replace(recipe.model, pretrained=False),
         data=replace(recipe.data, subset=0, balance=False),
         mix=replace(recipe.mix, class_weights=()),

@@ -1,10 +1,9 @@
 """One session of a run: from a job to a finished folder, or to the checkpoint it stops at."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -24,8 +23,8 @@ from pipeline.micro_batch import MicroBatch
 from pipeline.model.finetune import fold_head_norm
 from pipeline.model.hub import timm_config
 from pipeline.session.best import Best, Record
-from pipeline.session.evaluate import evaluation_loader
-from pipeline.session.events import Evaluation, Events, StopRequest
+from pipeline.session.evaluator import Evaluator
+from pipeline.session.events import Events, StopRequest
 from pipeline.session.log import Log
 from pipeline.session.picture import draw_learnt
 from pipeline.session.profiler import Profiler
@@ -66,18 +65,25 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
     say: Say = (lambda text: print(harmless(text))) if job.hosting.main else lambda _: None
     with locked(job, say):
         main_alone(job, lambda: job.folder.mend(say))
+        if job.named and job.begun:
+            say(
+                f"--resume {job.named}: the run began from there already, and goes on from its own newest checkpoint. "
+                f"To begin from there once more, remove the later ones, or name another --output."
+            )
         snapshot = restore(job, say)
+        main_alone(job, lambda: leave(job, snapshot, say))
         job = ended_at_plateau(job, snapshot)
         if is_done(job, snapshot):
             steps = job.folder.finished_steps()
             say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
             return DONE
-        micro_batch = MicroBatch(job, accelerator)
-        with recorded(job, accelerator, micro_batch, snapshot) as session:
+        first_step = snapshot.step if snapshot else 0
+        session = Session(job, accelerator, MicroBatch(job, accelerator), parts, stop, quiet, to_step=first_step)
+        with recorded(session):
             spike: SpikeFound | None = None
             while True:
                 try:
-                    code = run_phase(job, accelerator, micro_batch, snapshot, spike, stop, session, parts, quiet=quiet)
+                    code = run_phase(session, snapshot, spike)
                 except SpikeFound as found:
                     spike = found.with_traceback(None)  # which would keep the run's memory
                 else:
@@ -86,53 +92,58 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
                         session.ended = "done" if code == DONE else "stopped on request"
                         return code
                 accelerator.free_memory()
-                snapshot = restore(replace(job, resume="auto") if spike is None else job, say, spike)
+                snapshot = restore(replace(job, begun=True), say, spike)
 
 
-def run_phase(
-    job: Job,
-    accelerator: Accelerator,
-    micro_batch: MicroBatch,
-    snapshot: Snapshot | None,
-    spike: SpikeFound | None,
-    stop: StopRequest,
-    session: "Session",
-    parts: Parts,
-    *,
-    quiet: bool,
-) -> int | None:
+@dataclass
+class Session:
+    """One start of a run: what it works with, how far it came, and how it ended."""
+
+    job: Job
+    accelerator: Accelerator
+    micro_batch: MicroBatch
+    parts: Parts
+    stop: StopRequest
+    quiet: bool
+    to_step: int
+    ended: str = ""
+
+
+def run_phase(session: Session, snapshot: Snapshot | None, spike: SpikeFound | None) -> int | None:
     """Build, train and finish a phase of fine-tuning, most often the only one; return None where another is due.
 
     Raises SpikeFound where the run is to start again from before a spike, `spike` in the next call.
     """
+    job, accelerator, hosting = session.job, session.accelerator, session.job.hosting
     step, saved = (snapshot.step, snapshot.state) if snapshot else (0, {})
     skipped = spike.skipped_steps(step, job.recipe) if spike else saved.get("skipped_steps", [])
-    if job.hosting.main:
+    if hosting.main:
         job.folder.rewind(step)
+        checkpoint.remove_beyond(job.folder.checkpoints, step)  # those of the clock, on the way to a spike
     accelerator.wait_for_everyone()
-    run = build(job, accelerator, micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
+    run = build(job, accelerator, session.micro_batch, snapshot=snapshot, skipped_steps=steps_of(skipped))
     if snapshot:
         snapshot.tensors.clear()  # as large as the run's own, which has them now
-    hosting, writer = job.hosting, parts.writer()
+    writer = session.parts.writer()
     with Log(
         job.folder,
         step=step,
         last_step=run.last_step,
         process=hosting.process,
         trace=job.trace_samples,
-        quiet=quiet,
+        quiet=session.quiet,
         trackers=job.recipe.log.trackers,
     ) as log:
         log.describe(job.recipe, job.dataset.evaluation_split() if job.dataset else None)
         introduce(job, run, log, spike, skipped, resumed=snapshot is not None)
         profiler = Profiler(log, job.recipe.log.profile, step) if job.recipe.log.profile and hosting.main else None
-        events = parts.events(
+        events = session.parts.events(
             run,
             log,
-            evaluation_of(job, accelerator),
+            evaluator_of(run, log),
             writer,
             {"recipe": asdict(job.recipe), "identity": job.identity},
-            stop=stop,
+            stop=session.stop,
             seconds=saved.get("wall_seconds", 0.0),
             watch=Watch(job.recipe.spike, saved.get("losses", ())),
             best=best_of(job, saved.get("best")),
@@ -161,20 +172,13 @@ def run_phase(
     return DONE
 
 
-@dataclass
-class Session:
-    """How far a session came, and how it ended."""
-
-    to_step: int
-    ended: str = ""
-
-
 def share_fingerprints(job: Job) -> Job:
-    """Return the job with the fingerprints of the process that hashed the files; all processes must ask.
+    """Return the job with what the main process found; all processes must ask.
 
+    It alone hashed the files of weights, and a network file system may show others the run's folder of a moment before.
     Raises BadRequest where a process has found other data under the same name.
     """
-    shared = [dict(job.fingerprints)]
+    shared: list[Any] = [dict(job.fingerprints), job.begun]
     broadcast_object_list(shared)
     data = gather_object([job.fingerprints[DATA]])
     if others := [process for process, found in enumerate(data) if found != data[0]]:
@@ -183,7 +187,7 @@ def share_fingerprints(job: Job) -> Job:
             f"--data {job.data}: process {others[0]} finds other data there than process 0. Name what is the same on "
             f"all nodes, or copy it again.",
         )
-    return replace(job, fingerprints=shared[0])
+    return replace(job, fingerprints=shared[0], begun=shared[1])
 
 
 def main_alone(job: Job, action: Callable[[], object]) -> None:
@@ -208,14 +212,12 @@ def locked(job: Job, say: Say) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(
-    job: Job, accelerator: Accelerator, micro_batch: MicroBatch, snapshot: Snapshot | None
-) -> Iterator[Session]:
+def recorded(session: Session) -> Iterator[None]:
     """Record a session from its beginning to its end, however that comes."""
-    session = Session(snapshot.step if snapshot else 0)
-    main_alone(job, lambda: begin_session(job, accelerator.device, micro_batch.size, session.to_step))
+    job, device = session.job, session.accelerator.device
+    main_alone(job, lambda: begin_session(job, device, session.micro_batch.size, session.to_step))
     try:
-        yield session
+        yield
     except BaseException as error:
         session.ended = ": ".join(["failed", type(error).__name__, *str(error).splitlines()[:1]])
         if job.hosting.main:
@@ -229,18 +231,18 @@ def recorded(
 def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | None:
     """Return the checkpoint to start from, of before a spike if there is one; None for a fresh start.
 
+    It is the run's own newest one, or the one that `--resume` names as long as the run has not begun from that.
     Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
     """
-    named = None if job.resume in ("auto", "never") else Path(job.resume)
     snapshot = None
-    if spike or not named:
+    if job.begun or not job.named:
 
         def fits(step: int) -> bool:
             return not spike or spike.may_start_from(step, job.recipe)
 
         snapshot = checkpoint.load_newest(job.folder.checkpoints, say, fits)
-    if named and not snapshot:
-        snapshot = checkpoint.load(named)
+    if job.named and not snapshot:
+        snapshot = checkpoint.load(job.named)
     if snapshot is None:
         return None
     saved, wanted = snapshot.state["identity"], job.identity
@@ -257,6 +259,22 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     if found:
         raise BadRequest(found)
     return snapshot
+
+
+def leave(job: Job, snapshot: Snapshot | None, say: Say) -> None:
+    """Set aside the checkpoints of the run's folder that it does not go on from: of a branch that it leaves, or torn.
+
+    Retention would count them as the newest, and the next start take one of them.
+    """
+    folder, step = job.folder, snapshot.step if snapshot else 0
+    elsewhere = job.named and not job.begun and job.named.resolve().parent != folder.checkpoints.resolve()
+    if left := checkpoint.beyond(folder.checkpoints, -1 if elsewhere else step):
+        aside = folder.leave(left)
+        names = ", ".join(path.name for path in left)
+        say(
+            f"{folder}: the run goes on from step {step}, {'of another folder' if elsewhere else 'before its newest'}. "
+            f"Set aside: {names}. They lie in {aside} with what was logged; remove it when you need it no more."
+        )
 
 
 def best_of(job: Job, saved: Record | None) -> Best:
@@ -279,14 +297,12 @@ def is_done(job: Job, snapshot: Snapshot | None) -> bool:
     return step == job.schedule.last_step(step, job.max_steps) == job.folder.finished_steps()
 
 
-def evaluation_of(job: Job, accelerator: Accelerator) -> Evaluation | None:
-    """Return what a job is evaluated on, None where its data set has no split for it."""
-    assert job.dataset
-    split = job.dataset.evaluation_split()
-    if split is None:
-        return None
-    index = job.dataset.splits[split]
-    return Evaluation(index, evaluation_loader(job, index, accelerator))
+def evaluator_of(run: Run, log: Log) -> Evaluator | None:
+    """Return what evaluates a run, None where its data set has no split for it."""
+    dataset = run.job.dataset
+    assert dataset
+    split = dataset.evaluation_split()
+    return Evaluator(run, log, dataset.splits[split]) if split else None
 
 
 def introduce(
@@ -384,7 +400,7 @@ def trained_parts(job: Job) -> str:
 def finish(job: Job, run: Run, events: Events) -> None:
     """Write the weights as timm loads them, a picture of what was learnt, and summary.json, the last file of a run."""
     folder = job.folder
-    if events.evaluation and not events.scores:  # killed between the last checkpoint and the summary
+    if events.evaluator and not events.scores:  # killed between the last checkpoint and the summary
         events.evaluate(run.last_step, record=False)
     nets = run.weights.nets()
     if not job.hosting.main:
@@ -420,9 +436,9 @@ def finish(job: Job, run: Run, events: Events) -> None:
         "weights_sha256": weights_sha256(nets["raw"].state_dict()),
     }
     shown = ""
-    if events.evaluation and job.dataset:
-        batches = EvaluationBatches(job.recipe, events.evaluation.split)
-        with naming(folder.picture):
+    if events.evaluator and job.dataset:
+        batches = EvaluationBatches(job.recipe, events.evaluator.index)
+        with closing(batches.reader), naming(folder.picture):
             picture = draw_learnt(folder, nets.get("ema", nets["raw"]), batches, job.dataset.classes, run.device)
         shown = f"\npicture   {picture}"
     events.log.finished()

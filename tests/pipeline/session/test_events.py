@@ -1,5 +1,6 @@
 """What happens beside the steps: checkpoints by the clock, samples that cannot be used, and requests to stop."""
 
+import gc
 import json
 import os
 import shutil
@@ -105,6 +106,26 @@ def test_nothing_is_saved_before_the_minutes_have_passed(
 ) -> None:
     minutes = 11 * SECONDS / 60
     assert saves(dataset, tmp_path, monkeypatch, minutes=minutes, logged=1) == [10]
+
+
+def tars_open() -> list[str]:
+    return sorted(file.path for file in psutil.Process().open_files() if file.path.endswith(".tar"))
+
+
+def test_evaluations_leave_no_file_open(dataset: Dataset, tmp_path: Path) -> None:
+    left: list[list[str]] = []
+
+    class Looking(Events):
+        def evaluate(self, step: int, *, record: bool = True) -> None:
+            super().evaluate(step, record=record)
+            left.append([path for path in tars_open() if "/test/" in path])
+
+    recipe = replace(HERE, eval=replace(HERE.eval, every_steps=1))
+    before = tars_open()
+    assert train_here(dataset, tmp_path, recipe, Parts(events=Looking), max_steps=4) == 0
+    assert [len(paths) for paths in left] == [len(dataset.splits["test"].shards)] * 4  # those of the loader
+    gc.collect()
+    assert tars_open() == before
 
 
 def a_quarantine(dataset: Dataset, folder: Path, *, quiet: bool = True) -> tuple[Quarantine, Log]:

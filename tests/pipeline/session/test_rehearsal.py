@@ -15,6 +15,7 @@ from pipeline.run import carry_out
 from pipeline.session.rehearsal import MeasuredSpeed, forward_flops, measured_speed, slower
 from recipes import deit_small
 from shards.dataset import Dataset
+from shards.synthetic import make_dataset
 from tests.running import SCRIPT, run
 from tests.tiny import HERE
 
@@ -57,6 +58,13 @@ def test_a_rehearsal_of_fine_tuning_says_how_many_parameters_are_trained_by_part
     job = job_of(recipe)
     assert "the head alone for 5 steps, then" in shown
     assert f"blocks {job.parameters['blocks'][0]:,} of" in shown
+
+
+def test_a_run_of_one_step_is_rehearsed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_dataset(tmp_path / "data", classes=4, size=24, samples={"train": 12, "test": 4})
+    recipe = replace(HERE, epochs=1, optim=replace(HERE.optim, warmup_epochs=0))
+    assert carry_out(Request(recipe=recipe, data=str(tmp_path / "data"), output=str(tmp_path), dry_run=True)) == 0
+    assert "1 steps: 1 epochs of 1 steps, 12 images" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_slower_of_loader_and_model_is_named_with_what_to_do() -> None:

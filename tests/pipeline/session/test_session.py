@@ -245,7 +245,10 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(
         text = (newest / "state.json").read_text()
         (newest / "state.json").write_text(text.replace('"wall_seconds": ', '"wall_seconds": 1'))
     train_here(dataset, folder)
-    assert "torn or altered" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "torn or altered" in said
+    assert f"Set aside: {newest.name}. They lie in {folder / 'left-1'}" in said
+    assert (folder / "left-1" / newest.name).is_dir()
     assert summary(folder)["weights_sha256"] == summary(unbroken)["weights_sha256"]
 
 

@@ -71,7 +71,7 @@ LONG = replace(HERE, epochs=400)  # 2,000 steps
         (LONG, "ddp", 0, True),
         (LONG, "zero2", 0, True),
         (LONG, "zero3", 0, False),
-        (LONG, "ddp", 500, False),
+        (LONG, "ddp", 500, True),  # as when the same run goes on
         (HERE, "ddp", 0, False),
         (replace(LONG, compute=Compute(compile="off")), "ddp", 0, False),
         (replace(HERE, compute=Compute(compile="on")), "ddp", 0, True),
