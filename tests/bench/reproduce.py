@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a scri
 
 from pipeline.folder import RunFolder
 from shards.files import read_json, read_json_lines, write_json
-from tests.bench.claims import SEEDS, TABLES, Claim, Figure, Flat, Row, Shortfall, Table
+from tests.bench.claims import SEEDS, TABLES, AtLeast, Claim, Figure, Flat, Row, Shortfall, Table
 
 ROOT: Final = Path(__file__).parents[2]
 RESULTS: Final = ROOT / "docs" / "reproduction.json"
@@ -241,6 +241,8 @@ def report(table: Table) -> str:
         verdict = f"{judged[0]:+.2f} ± {judged[1]:.2f} | {judged[2]}" if judged else " | not run"
         lines.append(f"| {claim.source} | {claim.says} | {verdict} |")
     commands = [f"{row.name}: {said(row)}" for row in table.rows if isinstance(row, Row)]
+    minutes = sum(of_seed["minutes"] for row, seed in runs([table.title]) if (of_seed := result(row, seed)))
+    lines += ["", f"Together {minutes / 60:.1f} hours of a core."]
     return "\n".join([f"## {table.title}\n\n{table.text}\n", *lines, "\n```", *commands, "```"])
 
 
@@ -269,11 +271,14 @@ def spread(values: list[float] | None) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
-def judge(claim: Claim | Figure | Flat, scores: dict[str, list[float]]) -> tuple[float, float, str] | None:
+def judge(claim: Claim | Figure | Flat | AtLeast, scores: dict[str, list[float]]) -> tuple[float, float, str] | None:
     """Return the difference, its standard error (of a published figure: our standard deviation), and the verdict.
 
     None where some of its rows have not been run with all seeds.
     """
+    if isinstance(claim, AtLeast):
+        reached = scores.get(claim.row)
+        return reached and (reached[0] - claim.bound, 0.0, "holds" if reached[0] >= claim.bound else "contradicted")
     if isinstance(claim, Flat):
         compared = Claim(claim.source, claim.says, (claim.row,), (f"{claim.row}@{claim.since}",))
         judged = judge(compared, scores)
