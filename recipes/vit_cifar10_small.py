@@ -1,7 +1,7 @@
 """A small ViT on 5,000 images of CIFAR-10, without augmentation: 10 epochs from scratch.
 
 The set-up of a well-known tutorial with vit_pytorch, which reports 38.7 % and does not say on which split.
-Expect 38.7 +- 0.8 % on the test split, in a minute and a half on one core (n=3; docs/reproduction.md).
+Expect 38.7 +- 0.8 % on the test split, in 6 to 15 minutes on one busy core (n=3; docs/reproduction.md).
 Run:   accelerate launch recipes/vit_cifar10_small.py --data DIR --output OUT
 """
 
