@@ -5,6 +5,7 @@ what lies beyond the last step that any session logged, which is the same number
 """
 
 import difflib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_availa
 from accelerate.utils import LoggerType
 
 from pipeline.folder import RunFolder
-from shards.errors import Problem
+from shards.errors import Problem, harmless
 
 TENSORBOARD: Final = "tensorboard"
 PROJECT: Final = "vitrail"
@@ -57,7 +58,7 @@ class Trackers:
     def __init__(self, trackers: str, folder: RunFolder) -> None:
         name_of_run = folder.path.resolve().name
         self._told = folder.told  # the step up to which they know the run already
-        self._open: list[GeneralTracker] = []
+        self._open: dict[str, GeneralTracker] = {}
         for name in names(trackers):
             if name == TENSORBOARD:
                 continue
@@ -69,20 +70,24 @@ class Trackers:
                 options["logging_dir"] = str(folder)
             tracker = kind(PROJECT if name in RUN_NAME else f"{PROJECT}-{name_of_run}", **options)
             tracker.start()
-            self._open.append(tracker)
+            self._open[name] = tracker
 
     def describe(self, hyperparameters: Mapping[str, Any]) -> None:
         """Say what the run's recipe is."""
-        for tracker in self._open:
+        for tracker in self._open.values():
             tracker.store_init_configuration(dict(hyperparameters))
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Say the numbers of a step."""
-        if step > self._told:
-            for tracker in self._open:
+        for name, tracker in list(self._open.items()) if step > self._told else ():
+            try:
                 tracker.log(dict(values), step=step)
+            except Exception as error:  # of a library and of its server: what counts is in the run's folder
+                del self._open[name]
+                said = f"{name} takes no more ({type(error).__name__}: {error}). The run goes on."
+                print(harmless(f"--log.trackers: {said}"), file=sys.stderr)
 
     def close(self) -> None:
         """Say that the session is over."""
-        for tracker in self._open:
+        for tracker in self._open.values():
             tracker.finish()

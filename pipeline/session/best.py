@@ -4,6 +4,7 @@ All of it is a function of the evaluations before, and is saved with each checkp
 for the best, and ends at the same plateau.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
@@ -36,16 +37,22 @@ class Best:
         self.record = saved if saved and saved["metric"] == metric else None
 
     def note(self, step: int, scores: Mapping[str, Score]) -> bool:
-        """Take note of an evaluation after `step` finished steps, and return whether it is the best so far."""
+        """Take note of an evaluation after `step` finished steps, and return whether it is the best so far.
+
+        A value that is not finite is not the best of anything.
+        """
         if self.metric == "none":
             return False
         sign = -1 if self.metric in LOWER else 1
-        weights = max(scores, key=lambda name: sign * getattr(scores[name], self.metric))
-        value: float = getattr(scores[weights], self.metric)
-        if self.record and not sign * value > sign * self.record["value"]:
-            self.record = {**self.record, "waited": self.record["waited"] + 1}
+        values: dict[str, float] = {name: getattr(score, self.metric) for name, score in scores.items()}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        weights = max(finite, key=lambda name: sign * finite[name], default="")
+        if not weights or (self.record and not sign * finite[weights] > sign * self.record["value"]):
+            if self.record:
+                self.record = {**self.record, "waited": self.record["waited"] + 1}
             return False
         top1 = {name: score.top1 for name, score in scores.items()}
+        value = finite[weights]
         self.record = Record(metric=self.metric, value=value, weights=weights, step=step, waited=0, scores=top1)
         return True
 

@@ -23,6 +23,7 @@ from shards.files import read_json, write_json
 LIBRARIES: Final = (*LIBRARIES_OF_VIEWS, "torchvision", "accelerate", "webdataset", "vitrail")
 DESCRIBED: Final = ("splits", "notes", "source")  # of dataset.json
 REPOSITORY: Final = Path(__file__).parents[2]
+CODE: Final = ("launch", "pipeline", "recipes", "shards")
 
 
 def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: int) -> None:
@@ -80,12 +81,15 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """Return the commit of Vitrail's own checkout, None where there is none or no git."""
+    """Return the commit of Vitrail's own checkout, `-dirty` where its code was changed; None without one or git."""
     program = shutil.which("git")
     if program is None:
         return None
     command = [program, "rev-parse", "--show-toplevel", "HEAD"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)  # noqa: S603
     lines = done.stdout.splitlines()
-    # an installed package may lie inside somebody else's repository
-    return lines[1] if len(lines) == 2 and Path(lines[0]).resolve() == REPOSITORY.resolve() else None
+    if len(lines) != 2 or Path(lines[0]).resolve() != REPOSITORY.resolve():
+        return None  # an installed package may lie inside somebody else's repository
+    command = [program, "diff", "--quiet", "HEAD", "--", *CODE]
+    changed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode  # noqa: S603
+    return f"{lines[1]}-dirty" if changed == 1 else lines[1]

@@ -340,17 +340,6 @@ def test_a_flag_of_a_run_that_says_what_is_so_anyway_is_no_problem() -> None:
     assert parse(TINY, asked, reads=()).unknown == ()
 
 
-@pytest.mark.dist
-@pytest.mark.parametrize("verb", ["shards", "--help"])
-def test_what_needs_no_model_does_not_import_torch(verb: str, dataset: Dataset) -> None:
-    arguments = ["shards", "show", str(dataset.folder)] if verb == "shards" else [verb]
-    command = [sys.executable, "-X", "importtime", "-m", "launch.cli", *arguments]
-    imported = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True).stderr
-    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
-    assert "launch.cli" in imported or "shards.errors" in names
-    assert not names & {"torch", "timm", "torchvision", "accelerate", "matplotlib", "sklearn"}
-
-
 @pytest.mark.slow
 def test_the_ladder_compares_strategies_and_goes_on_where_it_was(dataset: Dataset, tmp_path: Path) -> None:
     flags = ("ladder", SCRIPT, "--data", dataset.folder, "--output", tmp_path / "ladder", "--epochs", 1)

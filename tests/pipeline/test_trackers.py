@@ -58,6 +58,11 @@ class Recorded(GeneralTracker):
 
     def start(self) -> None: ...
 
+    def log(self, values: dict[str, float], step: int) -> None:
+        if step == 2:
+            raise ConnectionError("503: the server is away")
+        self.begun.append({"step": step})
+
     def finish(self) -> None: ...
 
 
@@ -80,3 +85,17 @@ def test_a_run_is_known_by_an_id_of_its_own_which_it_keeps(tmp_path: Path, monke
     folder.mend(said.append)
     assert "Set aside as tracked.json.damaged" in said[0]
     assert folder.tracked_id() not in (first, other)
+
+
+def test_a_tracker_that_fails_is_left_with_a_word_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Recorded)
+    monkeypatch.setattr(Recorded, "begun", [])
+    trackers = Trackers("wandb", RunFolder(tmp_path))
+    for step in (1, 2, 3):
+        trackers.scalars({"train/loss": 1.0}, step)
+    trackers.close()
+    assert [known["step"] for known in Recorded.begun[1:]] == [1]
+    said = capsys.readouterr().err
+    assert said.count("wandb takes no more (ConnectionError: 503: the server is away). The run goes on.") == 1

@@ -46,6 +46,16 @@ class Judged(Events):
 PARTS = Parts(events=Judged)
 
 
+def test_a_value_that_is_not_finite_is_never_the_best() -> None:
+    best = Best("loss", patience=2)
+    nan = float("nan")
+    assert [best.note(step, {"raw": score(0.1, loss), "ema": score(0.1, nan)}) for step, loss in
+            enumerate((nan, 2.0, nan, 1.0, nan, nan))] == [False, True, False, True, False, False]  # fmt: skip
+    assert best.record
+    assert (best.record["value"], best.record["weights"]) == (1.0, "raw")
+    assert best.at_plateau
+
+
 def kept(folder: Path) -> list[int]:
     return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder / "checkpoints")]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,23 @@ def test_a_session_says_what_computed_it(dataset: Dataset, tmp_path: Path) -> No
     assert set(session["machine"]) == {"host", "system", "cores", "processor", "device"}
     assert session["changed"] == {}
     assert {"opencv-python-headless", "simplejpeg"} < set(session["versions"])
+
+
+def test_a_commit_whose_code_was_changed_is_called_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    for folder in (*provenance.CODE, "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("1")
+    for command in (["init"], ["add", "."], ["commit", "--message", "one"]):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    commit = provenance.git_commit()
+    assert commit
+    assert len(commit) == 40
+    (tmp_path / "docs" / "a.py").write_text("2")
+    assert provenance.git_commit() == commit
+    (tmp_path / "pipeline" / "a.py").write_text("2")
+    assert provenance.git_commit() == f"{commit}-dirty"
 
 
 def test_a_session_on_a_processor_that_makes_other_pixels_says_so(

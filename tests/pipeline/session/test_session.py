@@ -158,9 +158,8 @@ def test_three_processes_that_go_on_end_with_the_same_weights(dataset: Dataset, 
     assert one == two
 
 
-@pytest.mark.parametrize("name", ["adam", "sgd", "lamb"])
-def test_every_optimizer_is_resumed_bit_for_bit(dataset: Dataset, tmp_path: Path, name: str) -> None:
-    recipe = replace(HERE, optim=replace(HERE.optim, name=name))  # adamw is everyone else's
+def test_an_optimizer_that_counts_its_steps_by_group_is_resumed_bit_for_bit(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = replace(HERE, optim=replace(HERE.optim, name="lamb"))  # `test_every_optimizer.py` has all
     train_here(dataset, tmp_path / "unbroken", recipe, max_steps=6)
     for step in (4, 6):
         train_here(dataset, tmp_path / "resumed", recipe, max_steps=step)
