@@ -34,7 +34,7 @@ test: $(VENV)/installed
 
 CORE = $(shell $(PYTHON) -c 'import os; cores = sorted(os.sched_getaffinity(0)); print(cores[$(1) % len(cores)])')
 ON = $(if $(shell command -v taskset),taskset --cpu-list $(call CORE,$(1)))
-RUNS := tests/pipeline/session tests/pipeline/teacher tests/pipeline/update tests/recipes tests/shards
+RUNS := tests/launch tests/pipeline/session tests/pipeline/teacher tests/pipeline/update tests/recipes tests/shards
 test-runs: $(VENV)/installed
 	$(call ON,0) $(BIN)/pytest --durations=10 $(RUNS)
 test-rest: $(VENV)/installed
