@@ -34,10 +34,8 @@ class Rate(NamedTuple):
     source: str
 
 
-# 232 images/s of ViT-B are 24 TFLOP/s, more than the 15.7 that a V100 has in fp32
-XIAO: Final = (  # where a V100 trains in fp32 here
-    "Xiao et al., arXiv 2106.14881, Table 1, which must be of fp16, minutes an epoch on 8 V100"
-)
+# of fp16, it must be: 232 images/s of ViT-B are 24 TFLOP/s, and a V100 has 15.7 in fp32, in which it trains here
+XIAO: Final = "Xiao et al., arXiv 2106.14881, Table 1, which must be of fp16, minutes an epoch on 8 V100"
 PLSC: Final = "PaddlePaddle/PLSC, ViT benchmark: 3,583 images/s on 8 A100"
 VIT5: Final = (
     "https://nvidia-bionemo.github.io/nvSubquadratic/benchmarks.html, 'torch.compile (default)' after optimizations"

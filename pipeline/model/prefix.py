@@ -66,7 +66,8 @@ def cut_of(net: nn.Module, size: int) -> Cut:
                 f"alone. It fits timm's ViTs, and networks that end with the head that is trained.",
             )
     still = {part for module in [*frozen_modules(net), *map(net.get_submodule, suffix)] for part in module.modules()}
-    drawing = [name for name, module in net.named_modules() if _draws(net, module) and module not in still]
+    norms = set(batch_norms(net))
+    drawing = [name for name, part in net.named_modules() if part not in still and (part in norms or _draws(part))]
     if drawing:
         raise BadRequest.of(
             "finetune.cache",
@@ -99,12 +100,12 @@ def _ends_with(net: nn.Module, parts: list[str], image: Tensor) -> bool:
     )
 
 
-def _draws(net: nn.Module, module: Any) -> bool:
-    """Return whether a module gives something else of an image each time it trains."""
+def _draws(module: nn.Module) -> bool:
+    """Return whether a module drops something of an image as it trains."""
     match module:
         case nn.Dropout(p=rate) | StochasticDepth(p=rate) | DropPath(drop_prob=rate):
             return bool(rate)
-    return module in batch_norms(net)
+    return False
 
 
 def prefix(net: nn.Module, images: Tensor, at: str) -> Tensor:

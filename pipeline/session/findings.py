@@ -60,10 +60,8 @@ def find(
     wrong = np.flatnonzero(labels != first)
     surest = wrong[np.lexsort((samples[wrong], -probabilities[wrong]))][:MISTAKES]
     looked = np.unique(np.linspace(0, max(len(samples) - 1, 0), LOOKED_AT).astype(np.int64))[: len(samples)]
-    images, mistaken = (
-        pictures(batches, samples[looked]),
-        pictures(batches, samples[surest]),
-    )  # whose keys are known now
+    # read first: of a shard that arrives the keys are known then
+    images, mistaken = pictures(batches, samples[looked]), pictures(batches, samples[surest])
     seen = attention(net, normalize(torch.from_numpy(images).to(device), batches.recipe.model)) if len(images) else None
     head = FindingsHead(
         step=step,

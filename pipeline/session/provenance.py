@@ -28,15 +28,15 @@ CODE: Final = ("launch", "pipeline", "recipes", "shards")
 
 def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: int) -> None:
     """Write what is known of a session at its beginning; of a run's first one, recipe.json too."""
-    folder = job.folder
+    folder, commit, libraries = job.folder, git_commit(), versions()
     if not from_step or not folder.recipe.exists():
         write_json(
             folder.recipe,
             {
                 "recipe": asdict(job.recipe),
                 "fingerprints": dict(job.fingerprints),
-                "versions": versions(),
-                "git_commit": git_commit(),
+                "versions": libraries,
+                "git_commit": commit,
                 "data": {"place": job.data, **described(job.dataset)},
             },
         )
@@ -47,8 +47,8 @@ def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: i
             "data": str(Path(job.data).absolute()) if Path(job.data).exists() else job.data,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": sys.argv,
-            "git_commit": git_commit(),
-            "versions": versions(),
+            "git_commit": commit,
+            "versions": libraries,
             "changed": {name: now.get(name) for name in differing(began, now)},  # since recipe.json
             "processes": hosting.processes,
             "virtual_ranks": hosting.shares(job.recipe.virtual_ranks),

@@ -7,58 +7,31 @@ weights and the store random outputs, which takes the same time.
 import json
 import platform
 import statistics
+import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
 
 from pipeline.config import Recipe
-from pipeline.data.batch import Batch
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import FILLING, Job, resolve
 from pipeline.micro_batch import MicroBatch
 from pipeline.request import Request
 from pipeline.teacher.store import Store
 from pipeline.teacher.teacher import write_random_weights
-from pipeline.train import Run, build, train
+from pipeline.train import build
 from recipes import deit_tiny, deit_tiny_distilled
 from shards.synthetic import make_dataset
+from tests.bench.stopwatch import seconds_of
 
 ROUNDS = 7
 STEPS = 2  # in each round, after one round that is not counted
 SMALL = {"batch": 16, "virtual_ranks": 2, "epochs": 10, "precision": "fp32"}
-
-
-class Stopwatch:
-    """The events of a run of a few steps: none but the end."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-
-    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
-        pass
-
-    def after_halving(self, step: int, said: str) -> None:
-        pass
-
-    def lap(self, part: str) -> None:
-        pass
-
-    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
-        losses.sum().item()  # wait for the device
-        self.steps += 1
-        return self.steps == STEPS
-
-
-def seconds_a_step(run: Run) -> float:
-    started = time.perf_counter()
-    train(run, Stopwatch())
-    run.first_step += STEPS
-    return (time.perf_counter() - started) / STEPS
 
 
 def main() -> None:
@@ -79,7 +52,7 @@ def main() -> None:
         fill(jobs["stored"])
         accelerator = build_accelerator(hosting, alone.compute)
         runs = {name: build(job, accelerator, MicroBatch(job, accelerator)) for name, job in jobs.items()}
-        rounds = [{name: seconds_a_step(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
+        rounds = [{name: seconds_of(run, STEPS) / STEPS for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
         for run in runs.values():
             run.feed.close()
     seconds = {name: statistics.median(times[name] for times in rounds) for name in recipes}

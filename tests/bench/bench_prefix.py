@@ -13,55 +13,26 @@ import platform
 import statistics
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a script that lies in no package
 
 from pipeline.config import Augment, Data, Ema, Finetune, Model, Optim, Recipe
-from pipeline.data.batch import Batch
 from pipeline.hosting import Hosting, build_accelerator
 from pipeline.job import FILLING, Job, resolve
 from pipeline.micro_batch import MicroBatch
 from pipeline.request import Request
-from pipeline.train import Run, build, train
+from pipeline.train import build
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
+from tests.bench.stopwatch import seconds_of
 
 ROUNDS: Final = 5
 STRATEGIES: Final = ("linear", "partial-1", "partial-2", "partial-6")
 BATCH: Final = 32
-
-
-class Stopwatch:
-    """The events of one epoch: none but the end."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def after_batch(self, batch: Batch, images: Tensor | None) -> None:
-        pass
-
-    def after_halving(self, step: int, said: str) -> None:
-        pass
-
-    def lap(self, part: str) -> None:
-        pass
-
-    def after_step(self, step: int, losses: Tensor, agreed: Tensor, norm: Tensor) -> bool:
-        losses.sum().item()  # wait for the device
-        self.left -= 1
-        return not self.left
-
-
-def seconds_an_epoch(run: Run) -> float:
-    steps = run.schedule.steps_per_epoch
-    started = time.perf_counter()
-    train(run, Stopwatch(steps))
-    run.first_step += steps
-    return time.perf_counter() - started
 
 
 def job_of(strategy: str, cache: str, dataset: Dataset) -> Job:
@@ -91,7 +62,10 @@ def main() -> None:
             jobs = {"whole": job_of(strategy, "", dataset), "cached": job_of(strategy, f"{scratch}/cache", dataset)}
             accelerator = build_accelerator(jobs["whole"].hosting, jobs["whole"].recipe.compute)
             runs = {name: build(job, accelerator, MicroBatch(job, accelerator)) for name, job in jobs.items()}
-            rounds = [{name: seconds_an_epoch(run) for name, run in runs.items()} for _ in range(ROUNDS + 1)][1:]
+            rounds = [
+                {name: seconds_of(run, run.schedule.steps_per_epoch) for name, run in runs.items()}
+                for _ in range(ROUNDS + 1)
+            ][1:]
             rows = jobs["cached"].rows
             assert rows
             print(
