@@ -197,11 +197,15 @@ def _cache_problems(recipe: Recipe) -> Iterator[Problem]:
             f"--finetune.cache: nothing is decoded any more that --distill.teacher {recipe.distill.teacher} could see. "
             f"Take one of them.",
         )
-    if drawn := [written(name, value) for name, value in DRAWS_NOTHING.items() if values[name] != value]:
+    still = {**DRAWS_NOTHING, **{name: value for name, value in values.items() if name not in DRAWS_NOTHING}}
+    if still != values:
+        # what nothing would read any more goes back, too: else the next answer would be about that
+        still |= {name: field.default for name, field in FIELDS.items() if any(_without_meaning(field, still))}
+        taken = [written(name, value) for name, value in still.items() if value != values[name]]
         yield Problem(
             "finetune.cache",
             f"--finetune.cache keeps what one view of each image gives, of which nothing may be drawn. Take "
-            f"{' '.join(drawn)}",
+            f"{' '.join(taken)}",
         )
 
 

@@ -150,6 +150,8 @@ def test_the_hash_of_the_prefix_is_of_what_comes_before_the_cut_alone() -> None:
         ({"augment": Augment(crop="padded", flip=0.5, erase=0.1)},
          "nothing may be drawn. Take --augment.crop whole --augment.flip 0.0 --augment.erase 0.0"),
         ({"augment": Augment(crop="whole", flip=0.0, policy="three")}, "Take --augment.policy rand"),
+        ({"augment": Augment(crop="resized", scale=(0.5, 1.0), flip=0.0)},
+         "Take --augment.crop whole --augment.scale 0.08 1.0"),
         ({"mix": Mix(mixup_alpha=0.2), "data": replace(FIXED.data, repeats=3)},
          "Take --mix.mixup_alpha 0.0 --data.repeats 1".replace("_", "-")),
         ({"data": replace(FIXED.data, balance=True)}, "Take --data.no-balance"),
