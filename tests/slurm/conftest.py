@@ -13,6 +13,7 @@ import pytest
 
 from tests.running import TIMEOUT
 
+# messages may wait for a minute: daemons and jobs share one core of a machine that stands still for seconds at times
 CONFIGURATION = """
 ClusterName=vitrail
 SlurmctldHost=localhost(127.0.0.1)
@@ -20,7 +21,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={root}/munge.socket,cred_expire=5
+AuthInfo=socket={root}/munge.socket,cred_expire=10
 CryptoType=crypto/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/affinity
@@ -29,6 +30,7 @@ SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 ReturnToService=2
 MpiDefault=none
+MessageTimeout=60
 JobRequeue=1
 KillWait=30
 SlurmdTimeout=10
@@ -104,6 +106,11 @@ class Slurm:
     def state(self, job: str) -> str:
         """Return a job's state: PENDING, RUNNING, COMPLETED, FAILED, ..."""
         return self.run("scontrol", "show", "job", "-o", job).partition("JobState=")[2].split()[0]
+
+    def logs(self) -> str:
+        """Return the last lines of the daemons' logs, for what is not a job's own fault."""
+        texts = [path.read_text(errors="replace").splitlines()[-40:] for path in sorted(self.root.glob("*.log"))]
+        return "\n".join("\n".join(lines) for lines in texts)
 
     def wait_for(self, job: str, *states: str) -> str:
         """Wait until a job is in one of the states, and return it."""

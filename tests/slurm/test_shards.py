@@ -21,9 +21,12 @@ def submit(slurm: Slurm, folder: Path, script: str, *arguments: object) -> str:
     """Submit an array of three tasks, wait for its end, and return what its tasks said."""
     environment = {"PYTHON": sys.executable, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(ROOT)}
     command = ["sbatch", "--parsable", "--array=0-2", "--cpus-per-task=1", f"--chdir={folder}", "--output=said-%a.out"]
-    slurm.run(*command, str(ROOT / "slurm" / script), *map(str, arguments), environment=environment)
+    array = slurm.run(*command, str(ROOT / "slurm" / script), *map(str, arguments), environment=environment).strip()
     wait_for(lambda: not slurm.run("squeue", "-h"), "the array to end")
-    return "".join(path.read_text() for path in folder.glob("said-*.out"))
+    said = "".join(path.read_text() for path in sorted(folder.glob("said-*.out")))
+    states = [slurm.state(f"{array}_{task}") for task in range(3)]
+    assert states == ["COMPLETED"] * 3, f"{states}: {said}\n{slurm.logs()}"
+    return said
 
 
 def test_tasks_of_an_array_build_one_data_set(slurm: Slurm, tmp_path: Path) -> None:
