@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import psutil
+import sys
 import torch
 import torch.nn.functional as F
 import tyro
@@ -84,6 +85,8 @@ class BenchRecipe(Bench):
         if not 0 <= self.loader_cores < len(ALL_CORES):
             says = f"--loader-cores {self.loader_cores}: of {len(ALL_CORES)} cores, one at least computes."
             raise BadRequest.of("loader_cores", says)
+        if self.loader_cores and sys.platform != "linux":
+            raise BadRequest.of("loader_cores", "--loader-cores: this system binds no process to cores; leave it out.")
         return self.tell(*bench_recipe(self.job(arguments), self.loader_cores))
 
 

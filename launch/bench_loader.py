@@ -11,6 +11,7 @@ A view is an image as the model sees it: with repeated augmentation an image is 
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -203,7 +204,10 @@ def our_batches(recipe: Recipe, index: Index, workers: int) -> Batches:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Keep the processes that are started within to so many cores."""
+    """Keep the processes that are started within to so many cores, where the system can: macOS binds none."""
+    if sys.platform != "linux":
+        yield
+        return
     os.sched_setaffinity(0, sorted(ALL_CORES)[:count])
     try:
         yield

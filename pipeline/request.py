@@ -129,4 +129,4 @@ def misspelt(unknown: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         elif not argument.strip():
             yield Problem("", "an argument is blank: is there a blank behind a `\\` that should end its line?")
         elif position == 0:
-            yield Problem("", f"{argument!r} belongs to no flag.")
+            yield Problem("", f"{argument!r} belongs to no flag; --help lists all that can be said here.")

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a scri
 
 from pipeline.folder import RunFolder
 from shards.files import read_json, read_json_lines, write_json
+from shards.parallel import allowed_cores
 from tests.bench.claims import SEEDS, TABLES, AtLeast, Claim, Figure, Flat, Row, Shortfall, Table
 
 ROOT: Final = Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument("--cifar10", required=True, help="a source for `vitrail shards build`, with folders as classes")
     parser.add_argument("--flowers", required=True, help="another: flowers12.zip, or class folders of your own")
     parser.add_argument("--folder", type=Path, default=ROOT / "reproduction")
-    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs beside each other")
+    parser.add_argument("--jobs", type=int, default=len(allowed_cores()), help="runs beside each other")
     parser.add_argument(
         "--tables", nargs="+", metavar="TITLE", choices=[table.title for table in TABLES], help="these tables alone"
     )
@@ -113,11 +114,12 @@ def missing(wanted: list[Task]) -> list[Task]:
 
 def run_all(wanted: list[Task], jobs: int) -> None:
     """Run what is missing, `jobs` beside each other, each as soon as what it needs is made; keep the results."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(allowed_cores())
     numbers = count()
 
     def on_own_cores() -> None:
-        os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
+        if sys.platform == "linux":  # macOS binds no process to cores
+            os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
 
     for task in wanted:
         if RunFolder(task.folder).summary.exists() and result(task.row, task.seed) is None:

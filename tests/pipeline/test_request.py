@@ -78,7 +78,7 @@ def test_other_letters_are_welcome(name: str) -> None:
             ["'optim.weight_decay=0.1' belongs to no flag; did you mean --optim.weight-decay=0.1?"],
         ),
         # a blank after `=` (traveller59/second.pytorch issue 356)
-        (["--output=", "./run"], ["'./run' belongs to no flag."]),
+        (["--output=", "./run"], ["'./run' belongs to no flag; --help lists all that can be said here."]),
         # a blank after the `\\` at a line's end (FreedomIntelligence/HuatuoGPT issue 25)
         (["--seed", "1", " "], ["an argument is blank: is there a blank behind a `\\` that should end its line?"]),
         # an option of the launcher behind the recipe (kohya-ss/sd-scripts issue 440)
