@@ -5,6 +5,7 @@
 """
 
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import psutil
-import sys
 import torch
 import torch.nn.functional as F
 import tyro
