@@ -1,6 +1,6 @@
 """A CNN for the digits: the teacher of deit_digits_distilled.
 
-Expect 0.981 top-1 in 47 seconds on 2 cores (n=1; LOG 2026-11-22).
+Expect 0.986 top-1 (n=1; docs/reproduction.md).
 Run:   make demo
 """
 
