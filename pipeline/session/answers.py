@@ -1,9 +1,9 @@
 """What a model answers for each sample of a split: the same on any hosting.
 
-Shapes: B samples of a part, S samples that could be used, K answers a sample, C classes.
+Shapes: B samples of a part, S samples that could be used, K answers a sample, H heads, C classes.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -74,7 +74,39 @@ class Gathering:
         return Answers(samples, labels.long().flatten(), classes.long(), probabilities, losses.flatten())
 
 
+class Said(NamedTuple):
+    """What a model says of a part of a split, on the device."""
+
+    net: str
+    part: int
+    samples: Tensor  # int64 [B]
+    labels: Tensor  # int64 [B]
+    by_head: Tensor  # float32 [H, B, C], logits of each head
+    logits: Tensor  # float32 [B, C], of the model
+
+
 @torch.inference_mode()
+def saying(
+    nets: Mapping[str, nn.Module],
+    recipe: Recipe,
+    batches: Iterable[EvalBatch],
+    accelerator: Accelerator,
+    unusable: list[Unusable],
+) -> Iterator[Said]:
+    """Yield what each net, in evaluation mode, says of each part; what cannot be used is added to `unusable`."""
+    for batch in batches:
+        unusable += batch.unusable
+        if not len(batch.records.block):
+            continue
+        records = batch.records.to(accelerator.device)
+        images = normalize(records.field("pixels"), recipe.model)
+        samples, labels = records.field("sample"), records.field("label")
+        for name, net in nets.items():
+            with accelerator.autocast():
+                by_head = heads(net, images).float()
+            yield Said(name, batch.part, samples, labels, by_head, fuse(by_head, recipe.distill.fusion))
+
+
 def answers_of(
     net: nn.Module,
     recipe: Recipe,
@@ -91,14 +123,7 @@ def answers_of(
     gathering = Gathering(size, recipe.data.classes, accelerator)
     called = torch.from_numpy(numbers).to(accelerator.device)
     found: list[Unusable] = []
-    for batch in batches:
-        found += batch.unusable
-        if not len(batch.records.block):
-            continue
-        records = batch.records.to(accelerator.device)
-        images = normalize(records.field("pixels"), recipe.model)
-        with accelerator.autocast():
-            by_head = heads(net, images).float()
-        gathering.note(records.field("sample"), called[records.field("label")], fuse(by_head, recipe.distill.fusion))
+    for said in saying({"": net}, recipe, batches, accelerator, found):
+        gathering.note(said.samples, called[said.labels], said.logits)
     unusable = sorted(gather_object(found))
     return gathering.of_all([one.sample for one in unusable]), unusable

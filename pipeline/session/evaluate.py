@@ -10,11 +10,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pipeline.data.batch import EvaluationBatches, Unusable
-from pipeline.data.device import normalize
 from pipeline.data.loader import Prepared, load
 from pipeline.devices import pins
 from pipeline.job import Job
-from pipeline.model.student import fuse, heads
+from pipeline.session.answers import Said, saying
 from shards.index import Index
 
 HEADS: Final = ("class", "distilled")  # of a model with a distillation token
@@ -63,13 +62,12 @@ def evaluate(
     nets: Mapping[str, nn.Module],
     loader: DataLoader[Any],
     accelerator: Accelerator,
-    note: Callable[[str, Tensor, Tensor, Tensor], None] = lambda *_: None,
+    note: Callable[[Said], None] = lambda _: None,
 ) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
     The parts are the same on any hosting and are added up in their order, so the numbers are equal to the last
-    digit on any number of processes of the same kind. `note` is told what each net says of each part here: its name,
-    and, on the device, samples [B], labels [B] and logits [B, C].
+    digit on any number of processes of the same kind. `note` is told what each net says of each part here.
     """
     assert isinstance(loader.dataset, Prepared)
     batches = loader.dataset.batches
@@ -77,21 +75,12 @@ def evaluate(
     recipe = batches.recipe
     two = len(HEADS) if recipe.distill.teacher and recipe.distill.token else 0
     # of a part: float32 holds what is counted of it exactly, and is what every accelerator has
-    sums = torch.zeros(len(nets), len(batches), 4 + two, device=accelerator.device)
-    unusable = []
-    for batch in loader:
-        unusable += batch.unusable
-        if not len(batch.records.block):
-            continue
-        records = batch.records.to(accelerator.device)
-        images, labels = normalize(records.field("pixels"), recipe.model), records.field("label")
-        for number, (name, net) in enumerate(nets.items()):
-            with accelerator.autocast():
-                by_head = heads(net, images).float()
-            logits = fuse(by_head, recipe.distill.fusion)
-            note(name, records.field("sample"), labels, logits)
-            sums[number, batch.part] = counted(by_head, logits, labels)[: sums.shape[2]]
-    totals = accelerator.reduce(sums, "sum").cpu().double().sum(1).tolist()
+    sums = {name: torch.zeros(len(batches), 4 + two, device=accelerator.device) for name in nets}
+    unusable: list[Unusable] = []
+    for said in saying(nets, recipe, loader, accelerator, unusable):
+        note(said)
+        sums[said.net][said.part] = counted(said.by_head, said.logits, said.labels)[: 4 + two]
+    totals = accelerator.reduce(torch.stack([*sums.values()]), "sum").cpu().double().sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):
         count = max(samples, 1)

@@ -5,11 +5,11 @@ from contextlib import closing
 from typing import Final
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.data.batch import EvaluationBatches
 from pipeline.errors import TrainingError
-from pipeline.session.answers import Answers, Gathering
+from pipeline.session.answers import Answers, Gathering, Said
 from pipeline.session.drawing import heat_map
 from pipeline.session.evaluate import Score, evaluate, evaluation_loader
 from pipeline.session.findings import find, overlaid, write_findings
@@ -38,9 +38,9 @@ class Evaluator:
         shown = "ema" if "ema" in nets else "raw"
         gathering = Gathering(len(self.index), recipe.data.classes, self._run.accelerator)
 
-        def note(weights: str, samples: Tensor, labels: Tensor, logits: Tensor) -> None:
-            if weights == shown:
-                gathering.note(samples, labels, logits)
+        def note(said: Said) -> None:
+            if said.net == shown:
+                gathering.note(said.samples, said.labels, said.logits)
 
         scores, unusable = evaluate(nets, self._loader, self._run.accelerator, note)
         self._quarantine.note(unusable)
