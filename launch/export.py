@@ -5,11 +5,11 @@ the program, which is loaded again and must give the same logits on images of th
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 import timm
@@ -38,7 +38,7 @@ from shards.files import atomic_write, read_json_lines, write_json
 
 Format = Literal["timm", "onnx", "torch"]
 FILES: Final[Mapping[Format, str]] = {"timm": "model.safetensors", "onnx": "model.onnx", "torch": "model.pt2"}
-PART: Final = "part-"  # before the name of a file that is being written
+PART: Final = "part-"  # begins the name of the folder within, where files lie until they are compared
 BESIDE: Final = ("config.json", "README.md", "model.onnx.data")
 COMPARED: Final = 8  # images
 TOLERANCE: Final = 1e-3  # of the largest logit: other kernels round otherwise
@@ -88,9 +88,12 @@ class Export(TrainedVerb):
         file = self.output / FILES[self.to]
         with torch.inference_mode():
             expected = model(images)
-        EXPORTERS[self.to](model, file, config)
-        write_json(self.output / "config.json", config)
-        difference = compared(LOADERS[self.to](file), images, expected, file)
+        with TemporaryDirectory(prefix=PART, dir=self.output) as part:
+            EXPORTERS[self.to](model, Path(part, file.name), config)
+            write_json(Path(part, "config.json"), config)
+            difference = compared(LOADERS[self.to](Path(part, file.name)), images, expected, file)
+            for made in Path(part).iterdir():
+                made.replace(self.output / made.name)
         fusion = said_of_fusion(self.to, job.recipe)
         about = {"weights": trained.weights, "weights_sha256": weights_sha256(net.state_dict()), "fusion": fusion}
         with atomic_write(self.output / "README.md") as readme:
@@ -145,8 +148,9 @@ def folder_problems(folder: Path) -> list[Problem]:
     """Return what is wrong with a folder to export to: what lies in it and is no export's."""
     if folder.exists() and not folder.is_dir():
         return [Problem("output", f"--output {folder}: a file; name a folder.")]
-    ours = {*FILES.values(), *BESIDE, *(f"{PART}{file}" for file in FILES.values())}
-    if folder.is_dir() and (strange := sorted(path.name for path in folder.iterdir() if path.name not in ours)):
+    ours = {*FILES.values(), *BESIDE}
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if strange := [name for name in names if name not in ours and not name.startswith(PART)]:
         return [
             Problem("output", f"--output {folder}: holds what no export wrote ({strange[0]}); name another folder.")
         ]
@@ -190,7 +194,7 @@ def said_of_fusion(to: Format, recipe: Recipe) -> str:
 def to_timm(model: Exported, file: Path, config: dict[str, Any]) -> None:
     """Write weights as timm and the hub have them."""
     tensors = {name: value.contiguous() for name, value in model.net.state_dict().items()}
-    written(file, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def to_onnx(model: Exported, file: Path, config: dict[str, Any]) -> None:
@@ -207,33 +211,19 @@ def to_onnx(model: Exported, file: Path, config: dict[str, Any]) -> None:
     )
     assert program, "what dynamo exports is returned"
     program.model.metadata_props["config.json"] = json.dumps(config)
-    large = sum(value.nbytes for value in model.state_dict().values()) > LARGEST_ONNX
-    if large:  # its name is in the program, so that it is written in place
-        program.save(file, external_data=True)
-    else:
-        written(file, lambda path: program.save(path, external_data=False))
+    program.save(file, external_data=sum(value.nbytes for value in model.state_dict().values()) > LARGEST_ONNX)
 
 
 def to_torch(model: Exported, file: Path, config: dict[str, Any]) -> None:
     """Write a program of torch.export that takes any number of images; config.json is among its files."""
     batch = torch.export.Dim("batch")
     program = torch.export.export(model, (example(config),), dynamic_shapes=({0: batch},))
-    written(file, lambda path: torch.export.save(program, path, extra_files={"config.json": json.dumps(config)}))
+    torch.export.save(program, file, extra_files={"config.json": json.dumps(config)})
 
 
 def example(config: dict[str, Any]) -> Tensor:
     """Return images of the size that a model takes: two, as of one nothing tells that there can be more."""
     return torch.zeros(2, *config["pretrained_cfg"]["input_size"])
-
-
-def written(file: Path, write: Callable[[Path], object]) -> None:
-    """Have a file written beside its place and moved there, so that a kill leaves none that is half written."""
-    part = file.with_name(f"{PART}{file.name}")
-    try:
-        write(part)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 Forward = Callable[[Tensor], Tensor]
@@ -274,13 +264,12 @@ LOADERS: Final[Mapping[Format, Callable[[Path], Forward]]] = {"timm": of_timm, "
 
 @torch.inference_mode()
 def compared(forward: Forward, images: Tensor, expected: Tensor, file: Path) -> float:
-    """Return the largest difference of logits.  Raises VitrailError, and removes the file, where it is no rounding."""
+    """Return the largest difference of logits.  Raises VitrailError where it is no rounding."""
     difference = (forward(images) - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):
-        file.unlink()
         raise VitrailError(
-            f"{file}: its logits differ from the model's by {difference:.3g}, which is no rounding; it is removed. "
-            f"Please report it, with the model's name."
+            f"{file}: not written, as its logits would differ from the model's by {difference:.3g}, which is no "
+            f"rounding. Please report it, with the model's name."
         )
     return difference
 

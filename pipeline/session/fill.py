@@ -4,7 +4,10 @@ The work is shared by file of the store: between jobs beside each other, and bet
 for nobody at the end, as one of them may have hours more to do than another.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from torch.utils.data import Sampler
 
 from pipeline.data.batch import TrainingBatches
 from pipeline.data.device import model_input, on_device
@@ -26,13 +29,26 @@ class Filled(NamedTuple):
     reasons: list[str]  # why not, of each such sample
 
 
+class Missing(Sampler[tuple[int, int]]):
+    """The (step, virtual rank) of outputs that are not there, by file: DeiT's 300 epochs are millions of them."""
+
+    def __init__(self, files: list[tuple[Sequence[int], int]]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return sum(len(steps) for steps, _ in self._files)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((step, rank) for steps, rank in self._files for step in steps)
+
+
 def fill_store(job: Job, *, part: int, parts: int) -> Filled:
     """Ask the teacher for every view of a recipe whose output is not stored yet.
 
     Of the files of the store, an epoch of a virtual rank each, this is part `part` of `parts`, and of that the share of
     this process.  Raises TrainingError where more samples cannot be used than the recipe allows.
     """
-    recipe, steps = job.recipe, job.order.steps_per_epoch
+    recipe = job.recipe
     accelerator = build_accelerator(job.hosting, recipe.compute)
     job = share_fingerprints(job)
     outputs = open_outputs(recipe, job.order, job.store_fingerprint, accelerator, compiled=job.hosting.compiled)
@@ -42,13 +58,12 @@ def fill_store(job: Job, *, part: int, parts: int) -> Filled:
         for epoch in range(recipe.distill.store_epochs or recipe.epochs)
         for rank in range(recipe.virtual_ranks)
     ]
-    missing = [
-        (step, rank)
-        for epoch, rank in files[part::parts][job.hosting.process :: job.hosting.processes]
-        if not outputs.store.whole(epoch, rank)
-        for step in range(epoch * steps, (epoch + 1) * steps)
-        if outputs.store.read(step, rank) is None
-    ]
+    missing = Missing(
+        [
+            (outputs.store.missing(epoch, rank), rank)
+            for epoch, rank in files[part::parts][job.hosting.process :: job.hosting.processes]
+        ]
+    )
     pin_memory = pins(accelerator.device)
     loader = load(
         TrainingBatches(recipe, job.index),

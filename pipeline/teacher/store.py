@@ -12,7 +12,7 @@ bytes each, the most probable first.
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,9 +62,15 @@ class Store:
         file, step = self._at(order_step, rank)
         file.write(step, records)
 
-    def whole(self, epoch: int, rank: int) -> bool:
-        """Return whether all outputs of a virtual rank's epoch are there."""
-        return path_of(self.folder, epoch, rank).exists()
+    def missing(self, epoch: int, rank: int) -> Sequence[int]:
+        """Return the steps of the order whose outputs are not there, of a virtual rank's epoch."""
+        path = path_of(self.folder, epoch, rank)
+        if path.exists():
+            return ()
+        steps = range(epoch * self._order.steps_per_epoch, (epoch + 1) * self._order.steps_per_epoch)
+        if not path.with_suffix(".part").exists():
+            return steps
+        return [step for step in steps if self.read(step, rank) is None]
 
     def _at(self, order_step: int, rank: int) -> tuple["_RankEpoch", int]:
         epoch, step = divmod(order_step, self._order.steps_per_epoch)

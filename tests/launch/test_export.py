@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from launch import export
 from launch.card import without_folders
+from launch.cli import call
 from launch.export import Exported
 from launch.trained import trained_model
 from pipeline.config import Distill
@@ -243,11 +244,17 @@ def test_what_cannot_be_exported_is_refused_at_once(trained: Path, dataset: Data
     assert not (tmp_path / "model").exists()
 
 
-def test_a_file_that_answers_otherwise_is_not_left(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.pt2").touch()
-    with pytest.raises(VitrailError, match="which is no rounding; it is removed"):
-        export.compared(lambda images: images + 1, torch.zeros(2, 4), torch.zeros(2, 4), tmp_path / "model.pt2")
-    assert not list(tmp_path.iterdir())
+def test_a_file_that_answers_otherwise_takes_no_place(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    arguments = [str(trained), "--to", "torch", "--output", str(folder)]
+    assert call("export", arguments) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(export, "LOADERS", {"torch": lambda file: lambda images: torch.ones(len(images), 4)})
+    with pytest.raises(VitrailError, match="not written, as its logits would differ"):
+        call("export", arguments)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_a_model_without_names_of_classes_says_none() -> None:

@@ -53,7 +53,7 @@ def test_a_finished_file_is_as_long_as_its_outputs_and_a_checksum(tmp_path: Path
         store = Store(folder, order, width, {})
         for step in range(order.steps_per_epoch):
             store.write(step, 0, np.ones((64, width), np.uint16))
-        assert store.whole(0, 0)
+        assert not store.missing(0, 0)
         stored = sum(path.stat().st_size for path in folder.rglob("*.*"))
         views = order.steps_per_epoch * 64
         assert a_view <= stored / views <= 1.05 * a_view
@@ -79,11 +79,11 @@ def test_a_file_that_a_kill_left_half_is_gone_on_with(tmp_path: Path) -> None:
     part = path_of(tmp_path, 0, 0).with_suffix(".part")
     os.truncate(part, part.stat().st_size - 5)  # in the middle of a block
     again = a_store(tmp_path)
-    assert again.read(0, 0) is not None
-    assert again.read(1, 0) is None
+    assert again.missing(0, 0) == [1, 2]
+    assert again.missing(1, 1) == range(3, 6)  # nothing is there yet
     for step in (1, 2):
         again.write(step, 0, RECORDS)
-    assert again.whole(0, 0)
+    assert not again.missing(0, 0)
     np.testing.assert_array_equal(a_store(tmp_path).read(1, 0), RECORDS)
 
 
