@@ -102,7 +102,7 @@ def trained_model(name: str, weights: Weights) -> Trained:
 
 
 def of_run(folder: RunFolder, weights: Weights) -> Trained:
-    """Return what a run trained: the weights of its end, or of its newest checkpoint.
+    """Return what a run trained: the weights of its end, or of its newest checkpoint, whichever is of more steps.
 
     Raises BadRequest where it has none, or was begun by a version with another kind of recipe.
     """
@@ -117,7 +117,8 @@ def of_run(folder: RunFolder, weights: Weights) -> Trained:
     said, classes = f"{weights} weights", tuple[str, ...]()
     if folder.timm_config.exists():
         classes = tuple(read_config(folder.timm_config).get("label_names", ()))
-    elif saved := checkpoint.checkpoints(folder.checkpoints):
+    saved = checkpoint.checkpoints(folder.checkpoints)
+    if saved and checkpoint.step_of(saved[0]) > (folder.finished_steps() or 0):  # a run that ended may have gone on
         file = saved[0] / {"raw": checkpoint.MODEL, "ema": "ema.safetensors"}[weights]
         said += f" of step {checkpoint.step_of(saved[0])}, which is not the last"
         if recipe.finetune.head_norm:

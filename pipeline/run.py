@@ -31,6 +31,8 @@ from shards.errors import BadRequest, VitrailError, harmless
 
 SCRIPT: Final = frame_of(sys.modules["__main__"])  # None in an interpreter that runs none
 
+CODE_FILE: Final = "VITRAIL_EXIT_CODE"  # in the environment
+
 LOST: Final = (
     "lost another process of the run. See what that one said; one that says nothing was killed, most often for want of "
     "memory. Start the same command again to go on."
@@ -86,8 +88,11 @@ def is_lost_process(error: Exception) -> bool:
 def end(code: int) -> NoReturn:
     """End the process, and at once where it could wait for good.
 
-    That is for the other processes after an error in this one, and for a loader worker that no signal ends.
+    That is for the other processes after an error in this one, and for a loader worker that no signal ends. Process 0
+    leaves its code in the file that CODE_FILE names: launchers make every code but 0 into 1.
     """
+    if (file := os.environ.get(CODE_FILE)) and launched_process() == 0:
+        Path(file).write_text(f"{code}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     grouped = torch.distributed.is_initialized()

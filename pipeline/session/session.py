@@ -134,13 +134,14 @@ def run_phase(session: Session, snapshot: Snapshot | None, spike: SpikeFound | N
         quiet=session.quiet,
         trackers=job.recipe.log.trackers,
     ) as log:
-        log.describe(job.recipe, job.dataset.evaluation_split() if job.dataset else None)
+        evaluator = evaluator_of(run, log)
+        log.describe(job.recipe, evaluator.index.folder.name if evaluator else None)
         introduce(job, run, log, spike, skipped, resumed=snapshot is not None)
         profiler = Profiler(log, job.recipe.log.profile, step) if job.recipe.log.profile and hosting.main else None
         events = session.parts.events(
             run,
             log,
-            evaluator_of(run, log),
+            evaluator,
             writer,
             {"recipe": asdict(job.recipe), "identity": job.identity},
             stop=session.stop,

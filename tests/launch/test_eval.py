@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from launch.trained import Trained, numbers_of, trained_model
 from shards.dataset import Dataset, read_dataset
 from shards.errors import BadRequest
-from shards.files import write_json
+from shards.files import read_json, write_json
 from tests.running import metrics, run, vitrail
 from tests.tiny import HERE
 
@@ -172,6 +172,14 @@ def test_a_run_that_is_not_finished_is_measured_at_its_newest_checkpoint(
     found = evaluated(folder, "--data", dataset.folder)
     assert found["weights"] == "raw weights of step 2, which is not the last"
     assert found["top1"] == evaluated(trained, "--data", dataset.folder)["top1"]
+    # one that ended, as by --max-steps, and went on from there
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(trained / name, folder)
+    write_json(folder / "summary.json", {**read_json(trained / "summary.json", dict), "steps": 1})
+    found = evaluated(folder, "--data", dataset.folder)
+    assert found["weights"] == "raw weights of step 2, which is not the last"
+    for name in ("config.json", "model.safetensors", "summary.json"):
+        (folder / name).unlink()
     shutil.rmtree(folder / "checkpoints")
     assert "has no weights yet" in vitrail("eval", folder, "--data", dataset.folder, code=2).stderr
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import run
 from tests.running import ENVIRONMENT
 
 BASE = """
@@ -49,3 +50,18 @@ def test_scripts_that_use_recipes_otherwise_end_as_they_do(text: str, code: int,
     done = python(path)
     assert done.returncode == code
     assert "does not run it" not in done.stderr
+
+
+@pytest.mark.parametrize(("process", "left"), [("0", "75\n"), ("1", "")])
+def test_process_0_leaves_its_code_where_the_environment_says(
+    process: str, left: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code").touch()
+    monkeypatch.setenv("VITRAIL_EXIT_CODE", str(tmp_path / "code"))
+    monkeypatch.setenv("RANK", process)
+    monkeypatch.setattr(run, "active_children", list)  # of other tests, as may be a group
+    monkeypatch.setattr(run.torch.distributed, "is_initialized", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        run.end(75)
+    assert ended.value.code == 75
+    assert (tmp_path / "code").read_text() == left

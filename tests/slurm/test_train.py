@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,13 @@ Submit = Callable[..., Job]
 def submit(slurm: Slurm, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Submit:
     """Submits trainings of 20 steps of half a second."""
 
-    def submit(*options: str, pause: float = 0.5) -> Job:
+    def submit(*options: str, pause: float = 0.5, recipe: Sequence[str] = ()) -> Job:
         folder = tmp_path_factory.mktemp("job")
         script, output = PROGRAMS / "slow.py", folder / "run"
         environment = {"ENGINE": "cpu", "PROCESSES_PER_NODE": "1", "PYTHONPATH": str(ROOT), "PAUSE": str(pause)}
         environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = ["sbatch", "--parsable", "--nodes=2", f"--chdir={ROOT}", f"--output={output}.out", *options]
-        command += ["slurm/train.sbatch", str(script), "--data", str(dataset.folder)]
+        command += ["slurm/train.sbatch", str(script), "--data", str(dataset.folder), *recipe]
         number = slurm.run(*command, "--output", str(output), "--trace-samples", environment=environment).strip()
         return Job(slurm, number, output)
 
@@ -100,6 +100,13 @@ def test_a_job_that_reaches_its_time_limit_saves_queues_itself_and_ends_with_the
     assert "Stopped on request; a checkpoint is saved" in job.said
     assert f"stopped on request; queueing job {job.number} again" in job.said
     assert_equal(job, unbroken)
+
+
+def test_a_wrong_request_is_said_once_and_its_code_is_the_jobs(submit: Submit) -> None:
+    job = submit("--nodes=1", recipe=["--batch", "7"])
+    assert job.slurm.wait_for(job.number, "COMPLETED", "FAILED", "TIMEOUT") == "FAILED", job.said
+    assert job.said.count("the request cannot be run") == 1, job.said
+    assert "ExitCode=2:0" in job.slurm.run("scontrol", "show", "job", "-o", job.number)
 
 
 def test_a_rank_that_is_killed_is_started_again_with_the_others(submit: Submit, unbroken: Path) -> None:
