@@ -128,8 +128,9 @@ def without_folders(place: str) -> str:
 
 
 def last_scores(trained: Trained) -> list[MetricsLine]:
-    """Return a run's last evaluation, a line for each of its weights."""
-    lines = trained.run.logged("eval") if trained.run else []
+    """Return a run's last evaluation up to the step that its weights are of, a line for each of its weights."""
+    logged = trained.run.logged("eval") if trained.run else []
+    lines = [line for line in logged if trained.step is None or line["step"] <= trained.step]
     return [line for line in lines if line["step"] == lines[-1]["step"] and "top1" in line and "weights" in line]
 
 

@@ -22,7 +22,7 @@ from pipeline.config import Recipe
 from pipeline.data.loader import SHARED_MEMORY, free_shared_memory
 from pipeline.data.version import processor_note
 from pipeline.devices import ALONE, current, device_name, memory
-from pipeline.hosting import Hosting
+from pipeline.hosting import Hosting, loader_workers
 from pipeline.job import PLANNING, Job, open_data
 from pipeline.session.provenance import versions
 from shards.decode import decode
@@ -152,6 +152,7 @@ def _add_up(rank: int, processes: int, kind: str, meeting: str, number: int | No
     device = torch.device(kind) if kind == "cpu" else torch.device(kind, rank if number is None else number)
     backend = dist.get_default_backend_for_device(device)
     limit = timedelta(seconds=PATIENCE)
+    os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # else NCCL's watchdog ends the process, and nobody says why
     dist.init_process_group(backend, meeting, rank=rank, world_size=processes, timeout=limit)
     numbers = torch.full((1_000_000,), float(rank), device=device)
     dist.all_reduce(numbers)
@@ -166,10 +167,10 @@ def shared_memory(job: Job) -> Finding:
     if free is None:
         return Finding("shared memory", None, f"no {SHARED_MEMORY} on this system")
     processes = max(job.hosting.local_processes, torch.accelerator.device_count())
-    needed = replace(job, hosting=replace(job.hosting, local_processes=processes)).shared_memory(job.hosting.workers)
+    workers = loader_workers(job.recipe, max(1, job.hosting.cores * job.hosting.local_processes // processes))
+    needed = replace(job, hosting=replace(job.hosting, local_processes=processes)).shared_memory(workers)
     remedy = "" if free >= needed else "; fewer --data.workers, or a larger one (docker run --shm-size)"
-    workers = processes * job.hosting.workers
-    found = f"{free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB for {workers} loader workers{remedy}"
+    found = f"{free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB for {processes * workers} loader workers{remedy}"
     return Finding("shared memory", free >= needed, found)
 
 

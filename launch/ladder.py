@@ -8,13 +8,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Final
 
+from accelerate.utils import wait_for_everyone
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
 from launch.verb import RecipeVerb
-from pipeline.config import Recipe
+from pipeline.config import Finetune, Recipe
 from pipeline.folder import Summary
 from pipeline.job import TRAINING, Job, resolve
 from pipeline.request import OWN_FLAGS, Request
@@ -89,6 +90,9 @@ def climb(request: Request, strategies: tuple[str, ...], seeds: tuple[int, ...] 
         code = run_job(job)
         if code != DONE:
             return code
+    wait_for_everyone()  # the main process writes a run's summary
+    if not jobs[strategies[0]][0].hosting.main:
+        return DONE
     rungs = [reached(strategy, of_strategy) for strategy, of_strategy in jobs.items()]
     write_json(request.folder / "ladder.json", [asdict(rung) for rung in rungs])
     show(rungs, request.folder)
@@ -120,9 +124,11 @@ def on_rung(recipe: Recipe, strategy: str) -> Recipe:
 
     Where a strategy leaves no first part as it is, nothing of it is cached.
     """
-    head_epochs = (recipe.finetune.head_epochs or recipe.epochs / 2) if strategy == "gradual" else 0.0
     cache = recipe.finetune.cache if has_frozen_prefix(strategy) else ""
-    finetune = replace(recipe.finetune, strategy=strategy, head_epochs=head_epochs, cache=cache)
+    head_epochs, head_lr = 0.0, Finetune().head_lr
+    if strategy == "gradual":
+        head_epochs, head_lr = recipe.finetune.head_epochs or recipe.epochs / 2, recipe.finetune.head_lr
+    finetune = replace(recipe.finetune, strategy=strategy, head_epochs=head_epochs, head_lr=head_lr, cache=cache)
     return replace(recipe, finetune=finetune)
 
 

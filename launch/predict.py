@@ -129,6 +129,7 @@ def from_standard_input() -> Iterator[Asked]:
     if kind_of(content) in FORMATS:
         yield Asked("standard input", content)
         return
+    content += sys.stdin.buffer.read()  # more names than an image may have bytes
     for line in os.fsdecode(content).splitlines():
         if line.strip():
             yield from asked_by(line.strip())

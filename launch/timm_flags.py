@@ -302,7 +302,9 @@ def read(program: Program, words: Sequence[str]) -> tuple[dict[str, Any], list[s
         elif flag.name == "torchcompile":  # its value may be left out
             parser.add_argument(*spellings, dest=flag.name, nargs="?", const="inductor")
         else:
-            nargs = "+" if flag.kind in ("ints", "floats", "texts") else None
+            nargs: int | str | None = "+" if flag.kind in ("ints", "floats", "texts") else None
+            if flag.name == "input-size" and flag.kind == "ints":  # what may follow is the folder of the data
+                nargs = 3
             parser.add_argument(*spellings, dest=flag.name, type=TYPES[flag.kind], nargs=nargs)
     said, others = parser.parse_known_args(words)
     return vars(said), others

@@ -38,6 +38,7 @@ class Trained:
     classes: tuple[str, ...] = ()  # names, in the order of their numbers; empty where nothing says them
     descriptions: Mapping[str, str] = field(default_factory=dict)  # of classes, by name, where names are codes
     run: RunFolder | None = None  # where it was trained
+    step: int | None = None  # of its run, where that is known
 
     def named(self, number: int) -> str:
         """Return the name of a class, its number where it has none."""
@@ -113,20 +114,23 @@ def of_run(folder: RunFolder, weights: Weights) -> Trained:
             "recipe",
             f"{folder.recipe}: no recipe of this version of Vitrail ({error}). Take the version that it names.",
         ) from error
+    ended = folder.ended()
+    step = ended["exported_step"] if ended else None
     file = {"raw": folder.weights, "ema": folder.ema_weights}[weights]
     said, classes = f"{weights} weights", tuple[str, ...]()
     if folder.timm_config.exists():
         classes = tuple(read_config(folder.timm_config).get("label_names", ()))
     saved = checkpoint.checkpoints(folder.checkpoints)
-    if saved and checkpoint.step_of(saved[0]) > (folder.finished_steps() or 0):  # a run that ended may have gone on
+    if saved and checkpoint.step_of(saved[0]) > (ended["steps"] if ended else 0):  # a run that ended may have gone on
         file = saved[0] / {"raw": checkpoint.MODEL, "ema": "ema.safetensors"}[weights]
-        said += f" of step {checkpoint.step_of(saved[0])}, which is not the last"
+        step = checkpoint.step_of(saved[0])
+        said += f" of step {step}, which is not the last"
         if recipe.finetune.head_norm:
             raise BadRequest.of("recipe", f"{folder}: its head is normalised, which is undone at the end of the run.")
     if not file.exists():
         what = "keeps no moving average" if weights == "ema" and folder.weights.exists() else "has no weights yet"
         raise BadRequest.of("weights", f"{folder}: this run {what} ({file} is missing).")
-    return Trained(with_weights(recipe, file), said, classes, run=folder)
+    return Trained(with_weights(recipe, file), said, classes, run=folder, step=step)
 
 
 def with_weights(recipe: Recipe, file: Path) -> Recipe:

@@ -22,6 +22,7 @@ class Summary(TypedDict):
     """What is read of summary.json again."""
 
     steps: int
+    exported_step: int
     top1: float | None
     wall_seconds: float
     weights_sha256: str
@@ -215,11 +216,11 @@ class RunFolder:
                 ) from held
             yield
 
-    def finished_steps(self) -> int | None:
-        """Return the steps that the summary says are done, None where there is none that can be read."""
+    def ended(self) -> Summary | None:
+        """Return the summary, None where there is none that can be read: it is the last file of a run."""
         try:
-            return read_json(self.summary, Summary)["steps"]
-        except (FileNotFoundError, DamagedFile):  # it is the last file of a run: without it, the end is made again
+            return read_json(self.summary, Summary)
+        except (FileNotFoundError, DamagedFile):
             return None
 
     def logged(self, kind: str) -> list[MetricsLine]:

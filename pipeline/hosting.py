@@ -125,7 +125,7 @@ def hosting_of_launch(recipe: Recipe) -> Hosting:
         engine=engine,
         deepspeed=settings,
         precision=precision,
-        workers=_workers(recipe, cores),
+        workers=loader_workers(recipe, cores),
         cores=cores,
         bound=bound,
     )
@@ -205,7 +205,7 @@ def _accumulation() -> str:
     return ""
 
 
-def _workers(recipe: Recipe, cores: int) -> int:
+def loader_workers(recipe: Recipe, cores: int) -> int:
     """Return the loader processes beside each process; `auto` is a core each, up to a limit.
 
     On a machine without an accelerator the model needs the cores itself, and one worker keeps up with it.

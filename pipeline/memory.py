@@ -19,7 +19,7 @@ IMAGES: Final = 3  # copies of a pass's images: of the virtual rank's batch, of 
 LOSSES: Final = 6  # numbers of a class's size, of an image: targets, logits, their softmax, the gradients of these
 SHARING: Final[dict[str, tuple[EngineName, ...]]] = {  # the engines whose processes hold a part of it each
     "weights": ("zero3", "fsdp2"),
-    "gradients": ("zero2", "zero3", "fsdp2"),
+    "gradients": ("zero2", "zero3"),  # FSDP2 holds whole ones up to a step's last pass
     "moments": ("zero1", "zero2", "zero3", "fsdp2"),
     "ema": ("zero3", "fsdp2"),
 }

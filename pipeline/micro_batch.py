@@ -78,7 +78,7 @@ class MicroBatch:
             if done is not None and not sizes:
                 self._unsettled = max(0, self._unsettled - 1)
                 if asks:
-                    engine.exchange_accumulated(self.size)
+                    engine.exchange_accumulated()
                 return done
             self._halve(step, sizes, again=asks or (self._processes == 1 and engine.passes_alone))
             engine.forget()

@@ -50,6 +50,9 @@ LIMITS: Final = {
     "can't start new thread": "too many threads or processes; raise it (ulimit -u), or take fewer --data.workers",
     "open files": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
     "ancdata": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
+    # the thread that copies batches for a GPU met it, and said so above
+    "Pin memory thread exited": "most often too many open files; raise it (ulimit -n 65536), or take fewer "
+    "--data.workers",
 }
 CUT: Final = (ConnectionError, EOFError, FileNotFoundError)  # how a connection to a process ends that is no more there
 FROM_WORKER: Final = "Caught "  # how torch begins an error that a worker raised

@@ -100,11 +100,13 @@ def attention(net: nn.Module, images: Tensor) -> NDArray[np.float32] | None:
     """Return where the tokens of a net's last block look, [T, B, g, g], for normalised images: the mean of its heads.
 
     The class token is the first; where there is a distillation token, it is the second. None for another network than
-    timm's ViTs with a class token.
+    timm's ViTs with a class token, and for those whose blocks have parts side by side.
     """
     if not isinstance(net, VisionTransformer) or net.cls_token is None:
         return None
-    last: Any = net.blocks[-1].attn
+    last: Any = getattr(net.blocks[-1], "attn", None)
+    if last is None:
+        return None
     seen: list[Tensor] = []
     fused = last.fused_attn
     hook = last.attn_drop.register_forward_hook(lambda _module, _inputs, output: seen.append(output))

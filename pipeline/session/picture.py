@@ -30,7 +30,7 @@ def draw_learnt(
     shown = [batches[part] for part in range(-(-COLUMNS * ROWS // recipe.eval.batch)) if part < len(batches)]
     images = torch.cat([part.images for part in shown])[: COLUMNS * ROWS]
     labels = np.concatenate([part.labels for part in shown])[: COLUMNS * ROWS]
-    net.eval()
+    net.to(device).eval()  # the best checkpoint's weights come from a file
     with torch.inference_mode():
         logits = heads(net, normalize(images.to(device), recipe.model)).float()
         probabilities = fuse(logits, recipe.distill.fusion).softmax(1).cpu()

@@ -52,7 +52,9 @@ def rehearse(job: Job) -> int:
     main = job.hosting.main
     recipe = smaller(job.recipe, job.hosting.processes)
     build_accelerator(job.hosting, recipe.compute)
-    with tempfile.TemporaryDirectory(prefix="vitrail-rehearsal-") as own:
+    # of several nodes all must see it: it lies where the run's folder will
+    where = job.folder.existing if job.hosting.local_processes < job.hosting.processes else None
+    with tempfile.TemporaryDirectory(prefix=".vitrail-rehearsal-", dir=where) as own:
         shared = [own]
         broadcast_object_list(shared)  # one folder for all processes; they end their part before it goes
         scratch = Path(shared[0])
@@ -143,7 +145,7 @@ def smaller(recipe: Recipe, processes: int) -> Recipe:
         mix=replace(recipe.mix, class_weights=()),
         distill=replace(recipe.distill, store=""),
         finetune=replace(recipe.finetune, cache=""),
-        eval=replace(recipe.eval, every_epochs=0, every_steps=0, batch=EVALUATED),
+        eval=replace(recipe.eval, every_epochs=0, every_steps=0, patience=0, batch=EVALUATED),
         checkpoint=replace(recipe.checkpoint, best="none"),
         log=Log(every_steps=1),
     )

@@ -14,7 +14,7 @@ from pipeline.checkpoint import Snapshot, Writer
 from pipeline.data.batch import EvaluationBatches
 from pipeline.data.shuffle import shuffle_of
 from pipeline.data.version import processor_note
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, TrainingError
 from pipeline.fields import differing
 from pipeline.fingerprints import DATA, START, weights_sha256
 from pipeline.hosting import build_accelerator
@@ -73,11 +73,10 @@ def run_session(job: Job, parts: Parts, stop: StopRequest, *, quiet: bool) -> in
         snapshot = restore(job, say)
         main_alone(job, lambda: leave(job, snapshot, say))
         job = ended_at_plateau(job, snapshot)
-        if is_done(job, snapshot):
-            steps = job.folder.finished_steps()
-            say(f"{job.folder}: all {steps} steps are done. To train anew, name another --output.")
-            return DONE
         first_step = snapshot.step if snapshot else 0
+        if is_done(job, first_step):
+            say(f"{job.folder}: all {first_step} steps are done. To train anew, name another --output.")
+            return DONE
         session = Session(job, accelerator, MicroBatch(job, accelerator), parts, stop, quiet, to_step=first_step)
         with recorded(session):
             spike: SpikeFound | None = None
@@ -233,7 +232,8 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
     """Return the checkpoint to start from, of before a spike if there is one; None for a fresh start.
 
     It is the run's own newest one, or the one that `--resume` names as long as the run has not begun from that.
-    Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole.
+    Raises BadRequest if it is of another recipe or other data, CheckpointError if none is whole, TrainingError where
+    processes find different ones.
     """
     snapshot = None
     if job.begun or not job.named:
@@ -244,6 +244,13 @@ def restore(job: Job, say: Say, spike: SpikeFound | None = None) -> Snapshot | N
         snapshot = checkpoint.load_newest(job.folder.checkpoints, say, fits)
     if job.named and not snapshot:
         snapshot = checkpoint.load(job.named)
+    steps = gather_object([snapshot.step if snapshot else 0])
+    if len({*steps}) > 1:
+        found_at = ", ".join(f"process {process} at {step}" for process, step in enumerate(steps))
+        raise TrainingError(
+            f"{job.folder}: processes find different newest checkpoints ({found_at}). --output must be one folder that "
+            f"all nodes see alike; start the same command again once they do."
+        )
     if snapshot is None:
         return None
     saved, wanted = snapshot.state["identity"], job.identity
@@ -292,10 +299,10 @@ def ended_at_plateau(job: Job, snapshot: Snapshot | None) -> Job:
     return job
 
 
-def is_done(job: Job, snapshot: Snapshot | None) -> bool:
-    """Return whether the run's folder is finished, up to the last step that is asked for."""
-    step = snapshot.step if snapshot else 0
-    return step == job.schedule.last_step(step, job.max_steps) == job.folder.finished_steps()
+def is_done(job: Job, step: int) -> bool:
+    """Return whether the run's folder, with a checkpoint of a step, is finished to the last one that is asked for."""
+    ended = job.folder.ended()
+    return ended is not None and step == job.schedule.last_step(step, job.max_steps) == ended["steps"]
 
 
 def evaluator_of(run: Run, log: Log) -> Evaluator | None:

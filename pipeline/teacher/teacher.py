@@ -109,7 +109,8 @@ def check_teacher(recipe: Recipe, *, fetched: bool = True) -> str:
             raise BadRequest(unknown)
     else:
         folder = RunFolder(Path(distill.teacher.removeprefix(LOCAL_DIR)))
-        if not (folder.timm_config.is_file() and folder.weights.is_file()):
+        unfinished = folder.recipe.exists() and not folder.ended()  # else it is one that was exported
+        if unfinished or not (folder.timm_config.is_file() and folder.weights.is_file()):
             raise BadRequest.of(
                 "distill.teacher",
                 f"--distill.teacher {distill.teacher}: {folder} is not the folder of a finished run.",

@@ -66,8 +66,7 @@ class Replicated:
         first step otherwise than one that was not stopped. Two add up alike in any order.
         """
         self.student.eval()  # keeps the statistics of batch norm
-        with torch.compiler.set_stance("force_eager"):
-            self.exchange_accumulated(1)
+        self.exchange_accumulated()
         self.forget()
 
     def _share(self, student: Student) -> nn.Module:
@@ -86,13 +85,14 @@ class Replicated:
         """Add the gradients of a loss; over the processes they are averaged."""
         loss.backward()
 
-    def exchange_accumulated(self, images: int) -> None:
-        """Exchange gradients that were accumulated without: in a pass of so many images that adds nothing to them."""
+    def exchange_accumulated(self) -> None:
+        """Exchange gradients that were accumulated without: in a pass of one blank image that adds nothing to them."""
         size = self._recipe.model.img_size
         shape = self._cut.shape if self._cut else (3, size, size)
-        blank = torch.zeros(images, *shape, device=self.accelerator.device)
-        keys = torch.zeros(images, dtype=torch.int64, device=self.accelerator.device)
-        with self.exchange(last=True):
+        blank = torch.zeros(1, *shape, device=self.accelerator.device)
+        keys = torch.zeros(1, dtype=torch.int64, device=self.accelerator.device)
+        # a size of its own: it is not compiled for that
+        with torch.compiler.set_stance("force_eager"), self.exchange(last=True):
             self.backward(self.student(blank, keys).sum() * 0.0)
 
     def forget(self) -> None:
@@ -313,7 +313,7 @@ class Zero(Replicated):
     def _make_state(self) -> None:
         """Have the optimizer's state made, which comes with its first step: one at rate 0 on a gradient of 0."""
         self.student.eval()  # keeps the statistics of batch norm
-        self.exchange_accumulated(1)
+        self.exchange_accumulated()
         self.update(0.0, 0.0)
 
 

@@ -73,11 +73,12 @@ def build_optimizer(net: nn.Module, recipe: Recipe, scales: Mapping[str, float])
             by_scale.setdefault(scales[names[parameter]], []).append(parameter)
         for scale, parameters in by_scale.items():
             groups.append({**decayed, "params": parameters, "lr_scale": scale})
-    return _of_groups(groups, settings, recipe.peak_lr, fused=recipe.compute.fused_optimizer)
+    fused = True if recipe.compute.fused_optimizer else None  # None: by many parameters at a time, where torch can
+    return _of_groups(groups, settings, recipe.peak_lr, fused=fused)
 
 
 def _of_groups(
-    groups: list[dict[str, Any]], settings: Optim, lr: float, *, fused: bool = False
+    groups: list[dict[str, Any]], settings: Optim, lr: float, *, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     arguments = parsed(settings.args)
     match settings.name:

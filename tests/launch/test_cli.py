@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ import pytest
 from PIL import Image
 
 from launch import cli
+from pipeline.config import Finetune
 from pipeline.request import parse
 from shards.dataset import Dataset, write_dataset
 from shards.errors import BadRequest
 from shards.index import Index, Shard, row_dtype, write_index
 from tests.flags import verb_flags
-from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, traces, train_here, vitrail, vitrail_process
+from tests.running import ENVIRONMENT, SCRIPT, TIMEOUT, run, traces, train_here, vitrail, vitrail_process
 from tests.tiny import TINY
 
 
@@ -366,6 +368,21 @@ def test_the_ladder_runs_each_strategy_with_each_seed_and_says_the_interval(data
         for seed, top1 in rung["seeds"].items():
             assert json.loads((tmp_path / f"{rung['strategy']}-seed-{seed}/summary.json").read_text())["top1"] == top1
         assert rung["top1"] == pytest.approx(sum(rung["seeds"].values()) / 3)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_processes_climb_a_ladder_together_and_one_of_them_tells(dataset: Dataset, tmp_path: Path) -> None:
+    flags = ("--data", dataset.folder, "--output", tmp_path, "--epochs", 1, "--max-steps", 1, "--rungs", "linear")
+    assert run("-m", "launch.cli", "ladder", SCRIPT, *flags, processes=2).stdout.count("trained parameters") == 1
+
+
+def test_the_rate_of_the_head_alone_is_for_the_gradual_rung() -> None:
+    from launch.ladder import on_rung
+
+    recipe = replace(TINY, finetune=Finetune(strategy="gradual", head_epochs=1, head_lr=0.5))
+    assert on_rung(recipe, "gradual").finetune == recipe.finetune
+    assert on_rung(recipe, "linear").finetune == Finetune(strategy="linear")
 
 
 def test_an_interval_is_students() -> None:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard, constants
 from safetensors.torch import load_file, save_file
 
 from launch import export
-from launch.card import without_folders
+from launch.card import last_scores, without_folders
 from launch.cli import call
 from launch.export import Exported
 from launch.trained import trained_model
@@ -114,6 +114,16 @@ def test_the_card_says_what_the_model_is_and_where_it_comes_from(
     data = ("--data", dataset.folder, "--json")
     again, before = (json.loads(vitrail("eval", name, *data).stdout) for name in (folder, trained))
     assert {**again, "weights": ""} == {**before, "weights": ""}
+
+
+def test_the_card_has_the_scores_of_the_weights_that_are_exported(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    later = {"kind": "eval", "step": 99, "epoch": 9.0, "split": "test", "weights": "raw", "top1": 0.1234}
+    with (run / "metrics.jsonl").open("a") as file:  # with --checkpoint.best the newest are not the exported ones
+        file.write(json.dumps(later) + "\n")
+    steps = {line["step"] for line in last_scores(trained_model(str(run), "raw"))}
+    assert steps == {read_json(run / "summary.json", dict[str, Any])["exported_step"]}
 
 
 def test_the_card_has_no_folders_of_the_machine_that_the_run_was_made_on(trained: Path, tmp_path: Path) -> None:

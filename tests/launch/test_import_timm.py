@@ -260,6 +260,7 @@ def test_what_cannot_be_imported_is_refused_with_words(text: str, words: str) ->
         ("train.py --no-aug", "augment.crop", "whole"),
         ("train.py --dataset torch/cifar10 --img-size 32", "data.classes", 10),
         ("torchrun --nnodes 2 --nproc-per-node 8 train.py", "virtual_ranks", 16),
+        ("train.py --input-size 3 160 160 /imagenet --model vit_small_patch16_224", "model.img_size", 160),
         ("train.py --log-wandb", "log.trackers", "tensorboard,wandb"),
     ],
 )

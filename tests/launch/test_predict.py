@@ -83,6 +83,10 @@ def given(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
 def test_standard_input_holds_names_or_an_image(trained: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given(monkeypatch, f"{photos / 'a.png'}\n\n{photos / 'inner'}\n".encode())
     assert list(predicted(trained, "-")) == [str(photos / "a.png"), str(photos / "inner/c.png")]
+    with monkeypatch.context() as small:  # a list may be longer than an image
+        small.setattr(predict, "MAX_BYTES", 10)
+        given(monkeypatch, f"{photos / 'a.png'}\n{photos / 'inner'}\n".encode())
+        assert [asked.name for asked in predict.from_standard_input()] == [f"{photos}/a.png", f"{photos}/inner/c.png"]
     given(monkeypatch, (photos / "a.png").read_bytes())
     assert list(predicted(trained, "-")) == ["standard input"]
     given(monkeypatch, b"")

@@ -98,6 +98,8 @@ def test_a_network_without_a_class_token_has_no_map_of_attention() -> None:
     assert attention(timm.create_model("resnet10t", num_classes=4).eval(), torch.zeros(1, 3, 32, 32)) is None
     pooled = timm.create_model("deit_tiny_patch16_224", **SMALL, class_token=False, global_pool="avg").eval()
     assert attention(pooled, torch.zeros(1, 3, 16, 16)) is None
+    for name in ("vit_small_patch16_18x2_224", "vit_base_patch16_xp_224"):  # parts side by side
+        assert attention(timm.create_model(name, **SMALL).eval(), torch.zeros(1, 3, 16, 16)) is None
 
 
 def test_an_image_is_dark_where_nobody_looks() -> None:

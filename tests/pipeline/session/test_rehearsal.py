@@ -12,7 +12,7 @@ from pipeline.hosting import Hosting
 from pipeline.job import REHEARSAL, Job, resolve
 from pipeline.request import Request
 from pipeline.run import carry_out
-from pipeline.session.rehearsal import MeasuredSpeed, forward_flops, measured_speed, slower
+from pipeline.session.rehearsal import MeasuredSpeed, forward_flops, measured_speed, slower, smaller
 from recipes import deit_small
 from shards.dataset import Dataset
 from shards.synthetic import make_dataset
@@ -65,6 +65,12 @@ def test_a_run_of_one_step_is_rehearsed(tmp_path: Path, capsys: pytest.CaptureFi
     recipe = replace(HERE, epochs=1, optim=replace(HERE.optim, warmup_epochs=0))
     assert carry_out(Request(recipe=recipe, data=str(tmp_path / "data"), output=str(tmp_path), dry_run=True)) == 0
     assert "1 steps: 1 epochs of 1 steps, 12 images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_is_refused_without_a_best_checkpoint_goes_with_it() -> None:
+    checkpoint, evaluation = replace(HERE.checkpoint, best="top1"), replace(HERE.eval, patience=3)
+    shrunk = smaller(replace(HERE, checkpoint=checkpoint, eval=evaluation), processes=1)
+    assert (shrunk.checkpoint.best, shrunk.eval.patience) == ("none", 0)
 
 
 def test_the_slower_of_loader_and_model_is_named_with_what_to_do() -> None:

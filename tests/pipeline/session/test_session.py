@@ -29,6 +29,7 @@ from pipeline.data.loader import StepSampler, load
 from pipeline.errors import CheckpointError, TrainingError
 from pipeline.folder import RunFolder
 from pipeline.run import end, sentence
+from pipeline.session import session
 from pipeline.session.events import Events
 from pipeline.session.session import Parts
 from shards.dataset import Dataset
@@ -214,6 +215,28 @@ def test_a_folder_without_locks_says_so_and_names_who_works_in_it(
         with pytest.raises(BadRequest, match=words), RunFolder(tmp_path).lock(print):
             pass
     assert "its file system has no locks" in said[0]
+
+
+def test_a_run_that_goes_on_is_not_said_to_be_done(dataset: Dataset, tmp_path: Path) -> None:
+    class Looking(Events):
+        def after_batch(self, batch: Batch, images: Tensor | None) -> None:
+            assert not self.log.folder.summary.exists()
+            super().after_batch(batch, images)
+
+    train_here(dataset, tmp_path, max_steps=1)
+    assert summary(tmp_path)["steps"] == 1
+    train_here(dataset, tmp_path, HERE, Parts(events=Looking), max_steps=2)
+    assert summary(tmp_path)["steps"] == 2
+
+
+def test_processes_that_find_different_checkpoints_do_not_go_on(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_here(dataset, tmp_path, max_steps=1)
+    # another node sees an older folder
+    monkeypatch.setattr(session, "gather_object", lambda said: [*said, 0] if said == [1] else said)
+    with pytest.raises(TrainingError, match=r"process 0 at 1, process 1 at 0\)\. --output must be one folder"):
+        train_here(dataset, tmp_path, max_steps=2)
 
 
 def test_another_recipe_is_refused_with_the_fields_that_differ(dataset: Dataset, tmp_path: Path) -> None:

@@ -84,6 +84,14 @@ def test_sgd_is_plain_or_nesterovs(nesterov: bool, second: float) -> None:
         assert before - net.weight.item() == pytest.approx(0.1 * moved, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_optimizer_that_is_not_fused_may_take_many_parameters_at_a_time(name: Any) -> None:
+    plain = replace(TINY, optim=replace(TINY.optim, name=name), compute=replace(TINY.compute, fused_optimizer=False))
+    net = build_model(TINY.model, classes=4, seed=0)
+    made = build_optimizer(net, plain, rate_scales(net, TINY.finetune))
+    assert (made.defaults["fused"], made.defaults["foreach"]) == (None, None)  # torch chooses, by the device
+
+
 def test_the_sgd_of_deits_transfer_is_timms() -> None:
     """timm's `sgd`, which deit/main.py takes, is Nesterov's; `momentum` would be the plain one."""
     theirs = create_optimizer_v2(nn.Linear(1, 1), opt="sgd", lr=0.01, momentum=0.9)
