@@ -11,7 +11,6 @@ A view is an image as the model sees it: with repeated augmentation an image is 
 import math
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -50,6 +49,7 @@ from pipeline.session.rehearsal import made_up
 from shards.dataset import Dataset
 from shards.errors import BadRequest, Problem
 from shards.index import Index
+from shards.parallel import keep_to
 from shards.reader import Reader
 from shards.terminal import plain
 
@@ -204,15 +204,12 @@ def our_batches(recipe: Recipe, index: Index, workers: int) -> Batches:
 
 @contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Keep the processes that are started within to so many cores, where the system can: macOS binds none."""
-    if sys.platform != "linux":
-        yield
-        return
-    os.sched_setaffinity(0, sorted(ALL_CORES)[:count])
+    """Keep the processes that are started within to so many cores, where the system can."""
+    keep_to(sorted(ALL_CORES)[:count])
     try:
         yield
     finally:
-        os.sched_setaffinity(0, ALL_CORES)
+        keep_to(ALL_CORES)
 
 
 def a_round(batches: Batches, views: int, workers: int) -> Speed:

@@ -38,7 +38,7 @@ from shards.files import atomic_write, read_json_lines, write_json
 
 Format = Literal["timm", "onnx", "torch"]
 FILES: Final[Mapping[Format, str]] = {"timm": "model.safetensors", "onnx": "model.onnx", "torch": "model.pt2"}
-PART: Final = "part-"  # begins the name of the folder within, where files lie until they are compared
+PART: Final = "part-"  # begins the name of the folder within, where files lie until they are compared; a kill leaves it
 BESIDE: Final = ("config.json", "README.md", "model.onnx.data")
 COMPARED: Final = 8  # images
 TOLERANCE: Final = 1e-3  # of the largest logit: other kernels round otherwise
@@ -279,7 +279,9 @@ def pushed(folder: Path, name: str) -> str:
     api = HfApi()
     try:
         api.create_repo(name, exist_ok=True)
-        found = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Exported by Vitrail")
+        found = api.upload_folder(
+            repo_id=name, folder_path=folder, ignore_patterns=f"{PART}*", commit_message="Exported by Vitrail"
+        )
     except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:  # the last one stands for what caused it
         said = " ".join(f"{error} {error.__cause__ or ''}".split())
         raise VitrailError(

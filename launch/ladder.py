@@ -91,7 +91,7 @@ def climb(request: Request, strategies: tuple[str, ...], seeds: tuple[int, ...] 
         if code != DONE:
             return code
     wait_for_everyone()  # the main process writes a run's summary
-    if not jobs[strategies[0]][0].hosting.main:
+    if first and not first.hosting.main:
         return DONE
     rungs = [reached(strategy, of_strategy) for strategy, of_strategy in jobs.items()]
     write_json(request.folder / "ladder.json", [asdict(rung) for rung in rungs])

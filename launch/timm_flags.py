@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, NoReturn
 from shards.errors import BadRequest
 
 Program = Literal["deit", "timm"]
-Kind = Literal["int", "float", "text", "switch", "floats", "ints", "texts"]
+Kind = Literal["int", "float", "text", "switch", "floats", "ints", "texts", "shape"]  # a shape is three numbers
 SCRIPT: Final[Mapping[Program, str]] = {"deit": "main.py", "timm": "train.py"}
 ABSENT: Final = ...  # the default of a flag that a program has not
 
@@ -47,7 +47,7 @@ FLAGS: Final = (
     # model
     Flag("model", "text", "deit_base_patch16_224", "resnet50", "model.name, model.layer_scale, model.drop_path_rule"),
     Flag("input-size", "int", 224, ABSENT, "model.img_size, augment.crop"),
-    Flag("input-size", "ints", ABSENT, None, "model.img_size"),
+    Flag("input-size", "shape", ABSENT, None, "model.img_size"),
     Flag("img-size", "int", ABSENT, None, "model.img_size"),
     Flag("in-chans", "int", ABSENT, None, why="images have three channels", same=3),
     Flag("num-classes", "int", ABSENT, None, "data.classes"),
@@ -266,8 +266,9 @@ FLAGS: Final = (
 )  # fmt: skip
 TURNED_OFF: Final = ("model-ema", "repeated-aug", "train-mode", "pin-mem")  # with --no-..., in main.py
 TYPES: Final[Mapping[Kind, Any]] = {
-    "int": int, "ints": int, "float": float, "floats": float, "text": str, "texts": str,
+    "int": int, "ints": int, "float": float, "floats": float, "text": str, "texts": str, "shape": int,
 }  # fmt: skip
+VALUES: Final[Mapping[Kind, int | str]] = {"ints": "+", "floats": "+", "texts": "+", "shape": 3}  # else one
 
 
 def flags_of(program: Program) -> dict[str, Flag]:
@@ -302,10 +303,7 @@ def read(program: Program, words: Sequence[str]) -> tuple[dict[str, Any], list[s
         elif flag.name == "torchcompile":  # its value may be left out
             parser.add_argument(*spellings, dest=flag.name, nargs="?", const="inductor")
         else:
-            nargs: int | str | None = "+" if flag.kind in ("ints", "floats", "texts") else None
-            if flag.name == "input-size" and flag.kind == "ints":  # what may follow is the folder of the data
-                nargs = 3
-            parser.add_argument(*spellings, dest=flag.name, type=TYPES[flag.kind], nargs=nargs)
+            parser.add_argument(*spellings, dest=flag.name, type=TYPES[flag.kind], nargs=VALUES.get(flag.kind))
     said, others = parser.parse_known_args(words)
     return vars(said), others
 

@@ -115,7 +115,7 @@ def of_run(folder: RunFolder, weights: Weights) -> Trained:
             f"{folder.recipe}: no recipe of this version of Vitrail ({error}). Take the version that it names.",
         ) from error
     ended = folder.ended()
-    step = ended["exported_step"] if ended else None
+    step = ended.get("exported_step") if ended else None
     file = {"raw": folder.weights, "ema": folder.ema_weights}[weights]
     said, classes = f"{weights} weights", tuple[str, ...]()
     if folder.timm_config.exists():

@@ -22,7 +22,7 @@ class Summary(TypedDict):
     """What is read of summary.json again."""
 
     steps: int
-    exported_step: int
+    exported_step: NotRequired[int]
     top1: float | None
     wall_seconds: float
     weights_sha256: str
@@ -311,7 +311,8 @@ class RunFolder:
         return named[-1:] == [str(saved.resolve())]
 
     def begin_session(self, record: dict[str, Any]) -> None:
-        """Append a session's record; one before it that has no end was killed."""
+        """Append a session's record; one before it that has no end was killed. The summary of an earlier end goes."""
+        self.summary.unlink(missing_ok=True)
         sessions = read_json_lines(self.sessions, SessionLine).good
         for session in sessions:
             if session["ended"] is None:

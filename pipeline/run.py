@@ -88,11 +88,9 @@ def is_lost_process(error: Exception) -> bool:
 def end(code: int) -> NoReturn:
     """End the process, and at once where it could wait for good.
 
-    That is for the other processes after an error in this one, and for a loader worker that no signal ends. Process 0
-    leaves its code in the file that CODE_FILE names: launchers make every code but 0 into 1.
+    That is for the other processes after an error in this one, and for a loader worker that no signal ends.
     """
-    if (file := os.environ.get(CODE_FILE)) and launched_process() == 0:
-        Path(file).write_text(f"{code}\n")
+    leave(code)
     sys.stdout.flush()
     sys.stderr.flush()
     grouped = torch.distributed.is_initialized()
@@ -101,6 +99,12 @@ def end(code: int) -> NoReturn:
     if grouped:
         torch.distributed.destroy_process_group()
     sys.exit(code)
+
+
+def leave(code: int) -> None:
+    """Have process 0 leave its exit code in the file that the environment names: launchers make it 1 if it is not 0."""
+    if (file := os.environ.get(CODE_FILE)) and launched_process() == 0:
+        Path(file).write_text(f"{code}\n")
 
 
 def carry_out(request: Request, parts: Parts = PARTS) -> int:
@@ -128,6 +132,7 @@ def complain_of_unused_recipe() -> None:
         says = f"{sys.argv[0]}: defines RECIPE and does not run it. End the file with:"
         lines = ["", "from pipeline.run import main", "", 'if __name__ == "__main__":', "    main(RECIPE)"]
         print(harmless("\n".join([says, *lines])), file=sys.stderr)
+    leave(WRONG)
     sys.stdout.flush()  # nobody does it from here on
     sys.stderr.flush()
     os._exit(WRONG)  # at exit no exception changes the code

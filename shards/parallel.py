@@ -28,6 +28,12 @@ def allowed_cores() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))  # macOS binds no process to cores
 
 
+def keep_to(cores: Iterable[int]) -> None:
+    """Keep this thread, and what it starts, to some cores, where the system can: macOS binds nothing."""
+    if sys.platform == "linux":
+        os.sched_setaffinity(0, cores)
+
+
 @contextmanager
 def mapping(
     processes: int, prepare: Callable[..., None] | None = None, arguments: tuple[Any, ...] = ()

@@ -46,13 +46,12 @@ FATES: Final[Mapping[int, tuple[str, str]]] = {
     signal.SIGBUS: (": out of shared memory, or a file that became shorter?", LESS_MEMORY),
     signal.SIGSEGV: (": a mistake in a library, or damaged memory?", ""),
 }
+OPEN_FILES: Final = "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers"
 LIMITS: Final = {
     "can't start new thread": "too many threads or processes; raise it (ulimit -u), or take fewer --data.workers",
-    "open files": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
-    "ancdata": "too many open files; raise it (ulimit -n 65536), or take fewer --data.workers",
-    # the thread that copies batches for a GPU met it, and said so above
-    "Pin memory thread exited": "most often too many open files; raise it (ulimit -n 65536), or take fewer "
-    "--data.workers",
+    "open files": OPEN_FILES,
+    "ancdata": OPEN_FILES,
+    "Pin memory thread exited": f"most often {OPEN_FILES}",  # the thread that copies for a GPU said above what it met
 }
 CUT: Final = (ConnectionError, EOFError, FileNotFoundError)  # how a connection to a process ends that is no more there
 FROM_WORKER: Final = "Caught "  # how torch begins an error that a worker raised

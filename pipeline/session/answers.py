@@ -74,8 +74,8 @@ class Gathering:
         return Answers(samples, labels.long().flatten(), classes.long(), probabilities, losses.flatten())
 
 
-class Said(NamedTuple):
-    """What a model says of a part of a split, on the device."""
+class Predictions(NamedTuple):
+    """What a model predicts for a part of a split, on the device."""
 
     net: str
     part: int
@@ -86,14 +86,14 @@ class Said(NamedTuple):
 
 
 @torch.inference_mode()
-def saying(
+def predict(
     nets: Mapping[str, nn.Module],
     recipe: Recipe,
     batches: Iterable[EvalBatch],
     accelerator: Accelerator,
     unusable: list[Unusable],
-) -> Iterator[Said]:
-    """Yield what each net, in evaluation mode, says of each part; what cannot be used is added to `unusable`."""
+) -> Iterator[Predictions]:
+    """Yield the predictions of each net, in evaluation mode, for each part; add what cannot be used to `unusable`."""
     for batch in batches:
         unusable += batch.unusable
         if not len(batch.records.block):
@@ -104,7 +104,7 @@ def saying(
         for name, net in nets.items():
             with accelerator.autocast():
                 by_head = heads(net, images).float()
-            yield Said(name, batch.part, samples, labels, by_head, fuse(by_head, recipe.distill.fusion))
+            yield Predictions(name, batch.part, samples, labels, by_head, fuse(by_head, recipe.distill.fusion))
 
 
 def answers_of(
@@ -123,7 +123,7 @@ def answers_of(
     gathering = Gathering(size, recipe.data.classes, accelerator)
     called = torch.from_numpy(numbers).to(accelerator.device)
     found: list[Unusable] = []
-    for said in saying({"": net}, recipe, batches, accelerator, found):
-        gathering.note(said.samples, called[said.labels], said.logits)
+    for predictions in predict({"": net}, recipe, batches, accelerator, found):
+        gathering.note(predictions.samples, called[predictions.labels], predictions.logits)
     unusable = sorted(gather_object(found))
     return gathering.of_all([one.sample for one in unusable]), unusable

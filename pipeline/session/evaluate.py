@@ -13,7 +13,7 @@ from pipeline.data.batch import EvaluationBatches, Unusable
 from pipeline.data.loader import Prepared, load
 from pipeline.devices import pins
 from pipeline.job import Job
-from pipeline.session.answers import Said, saying
+from pipeline.session.answers import Predictions, predict
 from shards.index import Index
 
 HEADS: Final = ("class", "distilled")  # of a model with a distillation token
@@ -62,7 +62,7 @@ def evaluate(
     nets: Mapping[str, nn.Module],
     loader: DataLoader[Any],
     accelerator: Accelerator,
-    note: Callable[[Said], None] = lambda _: None,
+    note: Callable[[Predictions], None] = lambda _: None,
 ) -> tuple[dict[str, Score], list[Unusable]]:
     """Return the score of each net in evaluation mode, all on one reading of the split, and the unusable samples here.
 
@@ -77,9 +77,11 @@ def evaluate(
     # of a part: float32 holds what is counted of it exactly, and is what every accelerator has
     sums = {name: torch.zeros(len(batches), 4 + two, device=accelerator.device) for name in nets}
     unusable: list[Unusable] = []
-    for said in saying(nets, recipe, loader, accelerator, unusable):
-        note(said)
-        sums[said.net][said.part] = counted(said.by_head, said.logits, said.labels)[: 4 + two]
+    for predictions in predict(nets, recipe, loader, accelerator, unusable):
+        note(predictions)
+        sums[predictions.net][predictions.part] = counted(predictions.by_head, predictions.logits, predictions.labels)[
+            : 4 + two
+        ]
     totals = accelerator.reduce(torch.stack([*sums.values()]), "sum").cpu().double().sum(1).tolist()
     scores = {}
     for name, (top1, top5, loss, samples, *by_head) in zip(nets, totals, strict=True):

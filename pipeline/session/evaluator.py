@@ -9,7 +9,7 @@ from torch import nn
 
 from pipeline.data.batch import EvaluationBatches
 from pipeline.errors import TrainingError
-from pipeline.session.answers import Answers, Gathering, Said
+from pipeline.session.answers import Answers, Gathering, Predictions
 from pipeline.session.drawing import heat_map
 from pipeline.session.evaluate import Score, evaluate, evaluation_loader
 from pipeline.session.findings import find, overlaid, write_findings
@@ -38,9 +38,9 @@ class Evaluator:
         shown = "ema" if "ema" in nets else "raw"
         gathering = Gathering(len(self.index), recipe.data.classes, self._run.accelerator)
 
-        def note(said: Said) -> None:
-            if said.net == shown:
-                gathering.note(said.samples, said.labels, said.logits)
+        def note(predictions: Predictions) -> None:
+            if predictions.net == shown:
+                gathering.note(predictions.samples, predictions.labels, predictions.logits)
 
         scores, unusable = evaluate(nets, self._loader, self._run.accelerator, note)
         self._quarantine.note(unusable)

@@ -40,7 +40,6 @@ def begin_session(job: Job, device: torch.device, micro_batch: int, from_step: i
                 "data": {"place": job.data, **described(job.dataset)},
             },
         )
-    folder.summary.unlink(missing_ok=True)  # of an earlier end, as by --max-steps
     began, now = flatten(read_json(folder.recipe, Beginning)["recipe"]), flatten(job.recipe)
     hosting = job.hosting
     folder.begin_session(

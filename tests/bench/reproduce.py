@@ -7,7 +7,6 @@ go beside each other, each on cores of its own.
 
 import argparse
 import ast
-import os
 import re
 import shlex
 import statistics
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))  # the repository, for a scri
 
 from pipeline.folder import RunFolder
 from shards.files import read_json, read_json_lines, write_json
-from shards.parallel import allowed_cores
+from shards.parallel import allowed_cores, keep_to
 from tests.bench.claims import SEEDS, TABLES, AtLeast, Claim, Figure, Flat, Row, Shortfall, Table
 
 ROOT: Final = Path(__file__).parents[2]
@@ -118,8 +117,7 @@ def run_all(wanted: list[Task], jobs: int) -> None:
     numbers = count()
 
     def on_own_cores() -> None:
-        if sys.platform == "linux":  # macOS binds no process to cores
-            os.sched_setaffinity(0, cores[next(numbers) % jobs :: jobs])  # of this thread, and of what it starts
+        keep_to(cores[next(numbers) % jobs :: jobs])
 
     for task in wanted:
         if RunFolder(task.folder).summary.exists() and result(task.row, task.seed) is None:

@@ -61,6 +61,16 @@ def test_too_little_shared_memory_and_disk_are_told_of(monkeypatch: pytest.Monke
     assert doctor.disk(job).ok is False
 
 
+def test_processes_that_share_the_cores_share_the_loader_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "loader_workers", lambda recipe, cores: cores)  # as beside GPUs
+    monkeypatch.setattr(doctor.torch.accelerator, "device_count", lambda: 8)
+    job = job_into(tmp_path)
+    alone = replace(job, hosting=replace(job.hosting, cores=32, workers=16))  # as without a launcher
+    assert "for 32 loader workers" in doctor.shared_memory(alone).says
+
+
 def test_an_output_without_locks_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     job = job_into(tmp_path / "not" / "there")
     assert doctor.locks(job) == Finding("locks", True, f"{tmp_path} has them")

@@ -281,8 +281,12 @@ def test_a_folder_is_pushed_to_the_hub(trained: Path, tmp_path: Path, monkeypatc
         monkeypatch.setattr(constants, "ENDPOINT", served.url)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+        left = tmp_path / "model" / "part-of-a-kill"
+        left.mkdir(parents=True)
+        (left / "model.safetensors").touch()
         said = vitrail(*asked).stdout
         assert "pushed to" in said
+        shutil.rmtree(left)
         there = {path.name: path.read_bytes() for path in (tmp_path / "hub/mary/net").iterdir()}
         assert there == {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
         served.closed = True

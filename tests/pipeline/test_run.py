@@ -23,11 +23,15 @@ def python(path: Path, *arguments: str, said: str = "") -> subprocess.CompletedP
 
 
 @pytest.mark.dist
-def test_a_recipe_that_is_handed_to_nobody_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_recipe_that_is_handed_to_nobody_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "mine.py"
     path.write_text(f"{BASE}RECIPE = replace(BASE, seed=1)\nprint('printed', end='')\n")
+    monkeypatch.setitem(ENVIRONMENT, "VITRAIL_EXIT_CODE", str(tmp_path / "code"))
     done = python(path, "--data", "out")
     assert done.returncode == 2
+    assert (tmp_path / "code").read_text() == "2\n"
     assert done.stdout == "printed"
     assert "mine.py: defines RECIPE and does not run it" in done.stderr
     assert 'if __name__ == "__main__":\n    main(RECIPE)' in done.stderr

@@ -383,6 +383,16 @@ def test_a_limit_of_open_files_that_is_met_on_the_way_is_an_error() -> None:
             kept += batches
 
 
+@pytest.mark.dist
+@several
+def test_the_end_of_the_thread_that_copies_for_a_gpu_says_what_it_most_often_met() -> None:
+    def end() -> None:
+        raise RuntimeError("Pin memory thread exited unexpectedly")  # as torch words it
+
+    with pytest.raises(LoaderError, match="most often too many open files; raise it \\(ulimit -n 65536\\)"):
+        take(end, workers=1)
+
+
 def test_shared_memory_holds_what_is_prepared_and_what_is_in_use_for_training_and_evaluation() -> None:
     view, image = (record(TINY.model.img_size).itemsize for record in (view_record, eval_record))
     assert min(view, image) > 3 * TINY.model.img_size**2
